@@ -1,0 +1,2 @@
+//! `kube-authn`.
+fn main() {}
