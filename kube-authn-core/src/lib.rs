@@ -1,1 +1,47 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod audit;
+mod claims;
+mod clock;
+mod cluster;
+mod credential;
+mod error;
+mod locator;
+mod login;
+mod principal;
+mod provider;
+mod registry;
+mod secret;
+mod store;
+mod token;
+
+pub use async_trait::async_trait;
+pub use bytes;
+pub use http;
+pub use jiff;
+pub use secrecy;
+pub use serde_json;
+
+pub use self::{
+    audit::AuditEvent,
+    claims::{MAX_JWT_BYTES, UnverifiedClaims},
+    clock::{Clock, ManualClock, SystemClock},
+    cluster::{
+        AuthMetadata, CaBundle, ClusterBuilder, ClusterDetails, ClusterName, ClusterStamp, CustomResource,
+        Dashboard, InvalidCluster, ServerUrl, TlsTrust, UpstreamKey, parse_ca,
+    },
+    credential::{Credential, strip_identity},
+    error::{Error, ErrorKind, Problem, Result},
+    locator::{ClusterLocator, ClusterSet, Clusters, Located},
+    login::{BindingRule, IdentityBinding, Lifetimes, LoginConfig, TokenForCluster},
+    principal::{ClientId, EntityRef, Issuer, Principal, PrincipalName, Subject, VerifiedEmail},
+    provider::{CredentialRequest, CredentialScope, KubernetesAuthProvider, Metadata, RequestAuth},
+    registry::ProviderRegistry,
+    secret::Secret,
+    store::{Expected, LoginEvent, LoginEvents, Sealer, TokenStore},
+    token::{
+        KeyId, LoginHandle, LoginId, LoginMetadata, RefreshMark, Revision, Token, TokenKey, TokenRecord,
+        TokenSet, USABLE_MARGIN, WeakLoginHandle, refresh_margin, usable,
+    },
+};

@@ -1,0 +1,204 @@
+//! What an API server receives: ready-made header lines and, perhaps, a client certificate. The only writer of
+//! identity headers.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use http::{HeaderMap, HeaderValue, header};
+use jiff::Timestamp;
+
+use crate::{LoginHandle, Result, Secret, token::usable};
+
+/// A credential for one API server: a bearer token or nothing. Clones share it.
+///
+/// The header lines are made once; applying them to a request copies nothing.
+#[derive(Clone)]
+pub struct Credential(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    generation: u64,
+    authorization: Option<HeaderValue>,
+    expires_at: Option<Timestamp>,
+    login: Option<LoginHandle>,
+}
+
+impl Credential {
+    /// No credential: the API server sees `system:anonymous`, or a local kubectl proxy adds its own.
+    pub fn anonymous() -> Self {
+        Self::with_authorization(None)
+    }
+
+    /// A bearer token (RFC 6750).
+    ///
+    /// # Errors
+    /// `TokenRejected` if the token cannot stand in a header.
+    pub fn bearer(token: &Secret) -> Result<Self> {
+        Ok(Self::with_authorization(Some(token.to_bearer()?)))
+    }
+
+    fn with_authorization(authorization: Option<HeaderValue>) -> Self {
+        static GENERATION: AtomicU64 = AtomicU64::new(1);
+        let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::new(Inner {
+            generation,
+            authorization,
+            expires_at: None,
+            login: None,
+        }))
+    }
+
+    /// States the UTC instant from which the API server refuses the credential.
+    pub fn with_expires_at(self, expires_at: Timestamp) -> Self {
+        self.edit(|inner| inner.expires_at = Some(expires_at))
+    }
+
+    /// Ties the credential to a login: it dies with it.
+    pub fn with_login(self, login: LoginHandle) -> Self {
+        self.edit(|inner| inner.login = Some(login))
+    }
+
+    /// A number that no other credential of this process has: "is it the one that was refused?"
+    pub fn generation(&self) -> u64 {
+        self.0.generation
+    }
+
+    /// UTC instant from which the API server refuses it; `None` if it states no end.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.0.expires_at
+    }
+
+    /// The login that it was made from.
+    pub fn login(&self) -> Option<&LoginHandle> {
+        self.0.login.as_ref()
+    }
+
+    /// Whether nothing is sent.
+    pub fn is_anonymous(&self) -> bool {
+        self.0.authorization.is_none()
+    }
+
+    /// Whether it is worth sending at this instant: not about to expire, and its login has not ended.
+    pub fn usable(&self, now: Timestamp) -> bool {
+        let inner = &*self.0;
+        inner.expires_at.is_none_or(|end| usable(end, now))
+            && inner.login.as_ref().is_none_or(|login| !login.is_ended())
+    }
+
+    /// Removes every identity header from a request, then sets this credential's own.
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        strip_identity(headers);
+        if let Some(authorization) = &self.0.authorization {
+            headers.insert(header::AUTHORIZATION, authorization.clone());
+        }
+    }
+
+    fn edit(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credential")
+            .field("generation", &self.0.generation)
+            .field(
+                "kind",
+                &if self.is_anonymous() {
+                    "anonymous"
+                } else {
+                    "bearer token"
+                },
+            )
+            .field("expires_at", &self.0.expires_at)
+            .field("login", &self.0.login)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Removes every header by which an API server or something in front of it could be told who is calling.
+///
+/// `Impersonate-*` and `X-Remote-*` go in any spelling that a gateway may fold into them, underscores included
+/// (<https://kubernetes.io/docs/reference/access-authn-authz/authentication/>).
+pub fn strip_identity(headers: &mut HeaderMap) {
+    let doomed = |name: &str| {
+        let folded = |prefix: &str| {
+            name.len() >= prefix.len()
+                && name
+                    .bytes()
+                    .zip(prefix.bytes())
+                    .all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+        };
+        matches!(name, "authorization" | "proxy-authorization" | "cookie")
+            || IDENTITY_PREFIXES.into_iter().any(folded)
+    };
+    if headers.keys().any(|name| doomed(name.as_str())) {
+        let names: Vec<_> = headers
+            .keys()
+            .filter(|name| doomed(name.as_str()))
+            .cloned()
+            .collect();
+        for name in names {
+            headers.remove(name);
+        }
+    }
+}
+
+const IDENTITY_PREFIXES: [&str; 2] = ["impersonate-", "x-remote-"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LoginId;
+
+    #[test]
+    fn client_sent_identity_headers_never_survive() {
+        let mut headers = HeaderMap::new();
+        for name in [
+            "authorization",
+            "cookie",
+            "proxy-authorization",
+            "impersonate-user",
+            "impersonate_user",
+            "impersonate-extra-scopes",
+            "x-remote-user",
+            "x_remote-group",
+            "x-remote-extra-a",
+        ] {
+            headers.append(name, HeaderValue::from_static("root"));
+            headers.append(name, HeaderValue::from_static("other"));
+        }
+        headers.insert("accept", HeaderValue::from_static("application/json"));
+
+        Credential::bearer(&Secret::new("t"))
+            .expect("a credential")
+            .apply(&mut headers);
+
+        assert_eq!(headers.len(), 2, "{headers:?}");
+        assert_eq!(headers[header::AUTHORIZATION], "Bearer t");
+    }
+
+    #[test]
+    fn credential_dies_with_its_login() {
+        let login = LoginHandle::new(LoginId::from_bytes([1; 16]));
+        let credential = Credential::anonymous().with_login(login.clone());
+        assert!(credential.usable(Timestamp::UNIX_EPOCH));
+
+        login.end();
+
+        assert!(!credential.clone().usable(Timestamp::UNIX_EPOCH));
+    }
+
+    #[test]
+    fn debug_of_credential_shows_no_secret() {
+        let credential = Credential::bearer(&Secret::new("canary")).expect("a credential");
+
+        assert!(!format!("{credential:?}").contains("canary"));
+    }
+}
