@@ -14,12 +14,16 @@ mod provider;
 mod registry;
 mod secret;
 mod store;
+#[cfg(feature = "upstream")]
+pub mod tls;
 mod token;
 
 pub use async_trait::async_trait;
 pub use bytes;
 pub use http;
 pub use jiff;
+#[cfg(feature = "upstream")]
+pub use rustls;
 pub use secrecy;
 pub use serde_json;
 
