@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod audit;
+mod caching;
 mod claims;
 mod clock;
 mod cluster;
@@ -29,6 +30,7 @@ pub use serde_json;
 
 pub use self::{
     audit::AuditEvent,
+    caching::{CachingProvider, DEFAULT_CAPACITY, REFETCH_PAUSE},
     claims::{MAX_JWT_BYTES, UnverifiedClaims},
     clock::{Clock, ManualClock, SystemClock},
     cluster::{

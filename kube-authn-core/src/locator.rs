@@ -114,8 +114,8 @@ impl Clusters {
     }
 
     /// Puts another set in force; unchanged clusters keep their handle. Two writers at once lose neither's turn.
-    pub fn replace(&self, clusters: Vec<ClusterDetails>) {
-        self.0.rcu(|current| current.next(clusters.clone()));
+    pub fn replace(&self, clusters: &[ClusterDetails]) {
+        self.0.rcu(|current| current.next(clusters.to_vec()));
     }
 }
 
@@ -138,7 +138,7 @@ mod tests {
             clusters.get("b").expect("b").stamp(),
         );
 
-        clusters.replace(vec![cluster("b", "https://other"), cluster("a", "https://a")]);
+        clusters.replace(&[cluster("b", "https://other"), cluster("a", "https://a")]);
 
         assert_eq!(clusters.get("a").expect("a").stamp(), a);
         assert_ne!(clusters.get("b").expect("b").stamp(), b);
