@@ -18,6 +18,7 @@ mod store;
 #[cfg(feature = "upstream")]
 pub mod tls;
 mod token;
+mod vault;
 
 pub use async_trait::async_trait;
 pub use bytes;
@@ -50,4 +51,5 @@ pub use self::{
         KeyId, LoginHandle, LoginId, LoginMetadata, RefreshMark, Revision, Token, TokenKey, TokenRecord,
         TokenSet, USABLE_MARGIN, WeakLoginHandle, refresh_margin, usable,
     },
+    vault::{Claim, Login, NewLogin, TokenVault},
 };

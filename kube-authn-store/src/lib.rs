@@ -1,1 +1,10 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod key_ring;
+#[cfg(feature = "memory")]
+mod memory;
+
+pub use self::key_ring::KeyRing;
+#[cfg(feature = "memory")]
+pub use self::memory::MemoryTokenStore;

@@ -1,0 +1,404 @@
+//! The only way from tokens to a stored row and back.
+
+mod live;
+mod pin;
+mod refresh;
+mod row;
+
+use std::{cmp::Reverse, fmt, sync::Arc};
+
+use jiff::Timestamp;
+
+pub use self::refresh::Claim;
+use self::{
+    live::{Admission, LiveLogins},
+    row::Extra,
+};
+use crate::{
+    AuditEvent, ClientId, Clock, EntityRef, Error, ErrorKind, Expected, Issuer, LoginHandle, LoginMetadata,
+    Result, Revision, Sealer, Subject, SystemClock, TokenKey, TokenRecord, TokenSet, TokenStore, usable,
+};
+
+/// Keeps logins in a [`TokenStore`], sealed by a [`Sealer`]. Clones share everything.
+///
+/// What a row holds is bound to its key, its revision and all of its metadata: a row that was moved, swapped, edited,
+/// or whose sealed part or revision alone was put back is `RecordDamaged`, never "no login". A whole old row that was
+/// put back is refused by a process that saw a newer one.
+///
+/// Every credential of a login holds the login's one [`LoginHandle`]. [`TokenVault::log_out`] and a newer login end it
+/// before they return; what another process did ends it within a second.
+#[derive(Clone)]
+pub struct TokenVault(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn TokenStore>,
+    sealer: Arc<dyn Sealer>,
+    clock: Arc<dyn Clock>,
+    live: Arc<LiveLogins>,
+}
+
+/// What a user brings to log in, or an issuer gives for a refresh token.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NewLogin {
+    /// Whom the issuer named.
+    pub subject: Subject,
+    /// The tokens.
+    pub tokens: TokenSet,
+    /// UTC instant at which the token that clusters get ends.
+    pub expires_at: Timestamp,
+    /// UTC instant at which the issuer made the tokens (`iat`), if it said so; decides which of two logins is newer.
+    pub issued_at: Option<Timestamp>,
+}
+
+impl NewLogin {
+    /// Tokens of this subject, of which the one for clusters ends at `expires_at`.
+    pub fn new(subject: Subject, tokens: TokenSet, expires_at: Timestamp) -> Self {
+        Self {
+            subject,
+            tokens,
+            expires_at,
+            issued_at: None,
+        }
+    }
+
+    /// States when the issuer made the tokens (`iat`).
+    pub fn with_issued_at(mut self, issued_at: Timestamp) -> Self {
+        self.issued_at = Some(issued_at);
+        self
+    }
+}
+
+/// A stored login, opened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Login {
+    /// Whose login, at which issuer, for which client.
+    pub key: TokenKey,
+    /// Which state of which login.
+    pub revision: Revision,
+    /// Subject, end, and whether it can be or is being refreshed.
+    pub metadata: LoginMetadata,
+    /// The tokens; empty once the issuer withdrew the grant ([`TokenVault::end`]).
+    pub tokens: TokenSet,
+    /// The life of this login: to be put into every credential made from it.
+    pub handle: LoginHandle,
+    extra: Extra,
+}
+
+impl Login {
+    /// UTC instant at which the issuer made the tokens, if it said so.
+    pub fn issued_at(&self) -> Option<Timestamp> {
+        self.extra.issued_at
+    }
+}
+
+impl TokenVault {
+    /// A vault over this store, sealed by this sealer.
+    pub fn new(store: impl TokenStore, sealer: impl Sealer) -> Self {
+        Self(Arc::new(Inner {
+            store: Arc::new(store),
+            sealer: Arc::new(sealer),
+            clock: Arc::new(SystemClock),
+            live: Arc::new(LiveLogins::new()),
+        }))
+    }
+
+    /// The same vault with another source of time.
+    pub fn with_clock(self, clock: impl Clock) -> Self {
+        Self(Arc::new(Inner {
+            store: Arc::clone(&self.0.store),
+            sealer: Arc::clone(&self.0.sealer),
+            clock: Arc::new(clock),
+            live: Arc::clone(&self.0.live),
+        }))
+    }
+
+    /// The login under this key; `None` if there is none. It may have expired: see [`LoginMetadata::expires_at`].
+    ///
+    /// # Errors
+    /// `RecordDamaged` if the row does not open; `Unavailable` or `Timeout` if the store does not answer.
+    pub async fn load(&self, key: &TokenKey) -> Result<Option<Login>> {
+        refuse_reserved(&key.principal)?;
+        self.0.live.watch(&self.0.store);
+        for _ in 0..ATTEMPTS {
+            let began = self.0.live.begin();
+            let record = match self.0.store.load(key).await {
+                Ok(Some(record)) => record,
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(noted(key, error)),
+            };
+            let (tokens, extra) = self.open(key, &record)?;
+            let expires_at = record.metadata.expires_at;
+            match self.0.live.admit(key, record.revision, expires_at, began) {
+                Admission::Lives(handle) => {
+                    return Ok(Some(Login {
+                        key: key.clone(),
+                        revision: record.revision,
+                        metadata: record.metadata,
+                        tokens,
+                        handle,
+                        extra,
+                    }));
+                }
+                Admission::ReadAgain => {}
+                Admission::PutBack => return Err(noted(key, row::damaged())),
+            }
+        }
+        Err(contended("load the login"))
+    }
+
+    /// The login of this user at this issuer. Without a client: the newest one that is usable, and if none is, the
+    /// newest.
+    ///
+    /// # Errors
+    /// As [`TokenVault::load`].
+    pub async fn find(
+        &self,
+        principal: &EntityRef,
+        issuer: &Issuer,
+        client_id: Option<&ClientId>,
+    ) -> Result<Option<Login>> {
+        if let Some(client_id) = client_id {
+            return self
+                .load(&TokenKey {
+                    principal: principal.clone(),
+                    issuer: issuer.clone(),
+                    client_id: client_id.clone(),
+                })
+                .await;
+        }
+        let now = self.0.clock.now();
+        let mut candidates = self.list(principal).await?;
+        candidates.retain(|(key, ..)| key.issuer == *issuer);
+        candidates.sort_by_key(|(.., metadata)| {
+            Reverse((
+                usable(metadata.expires_at, now),
+                metadata.created_at,
+                metadata.expires_at,
+            ))
+        });
+        for (key, ..) in candidates {
+            if let Some(login) = self.load(&key).await? {
+                return Ok(Some(login));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Stores a login in place of the one that stands there, which ends. If both are of one subject and the new one
+    /// brings no refresh token, the old one's is kept. Emits [`AuditEvent::LoginStored`].
+    ///
+    /// # Errors
+    /// `Conflict` if the login that stands there is newer: by the instant at which the issuer made the tokens, or
+    /// where that is not known, by the instant at which they end. Else as [`TokenVault::load`], but a damaged row is
+    /// replaced.
+    pub async fn log_in(&self, key: &TokenKey, login: NewLogin) -> Result<Revision> {
+        refuse_reserved(&key.principal)?;
+        self.0.live.watch(&self.0.store);
+        for _ in 0..ATTEMPTS {
+            let present = match self.0.store.load(key).await {
+                Ok(present) => present,
+                Err(error) if error.kind() == ErrorKind::RecordDamaged => {
+                    let _ = noted(key, error);
+                    self.0.store.delete(key).await?;
+                    None
+                }
+                Err(error) => return Err(error),
+            };
+            match self.replace(key, present.as_ref(), login.clone()).await {
+                Ok(revision) => return Ok(revision),
+                Err(Replace::Lost) => {}
+                Err(Replace::Failed(error)) => return Err(error),
+            }
+        }
+        Err(contended("log in"))
+    }
+
+    async fn replace(
+        &self,
+        key: &TokenKey,
+        present: Option<&TokenRecord>,
+        mut login: NewLogin,
+    ) -> Result<Revision, Replace> {
+        // A row that does not open decides nothing about the login that replaces it.
+        if let Some((record, (tokens, extra))) =
+            present.and_then(|row| Some((row, self.open(key, row).ok()?)))
+        {
+            let older = match (login.issued_at, extra.issued_at) {
+                (Some(new), Some(old)) => new.as_millisecond() < old.as_millisecond(),
+                _ => login.expires_at.as_millisecond() < record.metadata.expires_at.as_millisecond(),
+            };
+            if older {
+                return Err(Replace::Failed(Error::new(
+                    ErrorKind::Conflict,
+                    "a newer login of this user is stored: log in again to replace it",
+                )));
+            }
+            // A refresh token that somebody spends at this moment is worth nothing any more.
+            let kept = record.metadata.subject == login.subject && record.metadata.refreshing.is_none();
+            if kept && login.tokens.refresh_token.is_none() {
+                login.tokens.refresh_token = tokens.refresh_token;
+            }
+        }
+        let refreshable = login.tokens.refresh_token.is_some();
+        let metadata = LoginMetadata::new(login.subject, login.expires_at, refreshable, self.0.clock.now());
+        let extra = Extra {
+            issued_at: login.issued_at,
+            ..Extra::default()
+        };
+        let revision = Revision::first()?;
+        let expected = present.map_or(Expected::Absent, |row| Expected::At(row.revision));
+        let record = self.seal(key, revision, metadata, &login.tokens, &extra)?;
+        self.0.store.save(key, &record, expected).await?;
+        self.0
+            .live
+            .wrote(key, revision, present.map(|row| row.revision.login));
+        AuditEvent::LoginStored {
+            principal: &key.principal,
+            issuer: &key.issuer,
+            client_id: &key.client_id,
+            subject: &record.metadata.subject,
+            expires_at: record.metadata.expires_at,
+        }
+        .emit();
+        Ok(revision)
+    }
+
+    /// Deletes the login under this key and says whether there was one. Its handle has ended when this returns. Emits
+    /// [`AuditEvent::LoginEnded`].
+    ///
+    /// # Errors
+    /// As [`TokenVault::load`], but a damaged row is deleted like any other.
+    pub async fn log_out(&self, key: &TokenKey) -> Result<bool> {
+        refuse_reserved(&key.principal)?;
+        let known = self.0.live.of(key);
+        let deleted = self.0.store.delete(key).await?;
+        self.0.live.deleted(key, &known);
+        if deleted {
+            ended(key, "logout");
+        }
+        Ok(deleted)
+    }
+
+    /// Deletes all logins of this user and says how many there were.
+    ///
+    /// # Errors
+    /// As [`TokenVault::log_out`]; logins that were not reached stay.
+    pub async fn log_out_all(&self, principal: &EntityRef) -> Result<usize> {
+        let mut deleted = 0;
+        for (key, ..) in self.list(principal).await? {
+            deleted += usize::from(self.log_out(&key).await?);
+        }
+        Ok(deleted)
+    }
+
+    /// What the store says of the logins of this user, unopened: for display. Only [`TokenVault::load`] proves it.
+    ///
+    /// # Errors
+    /// As [`TokenStore::list`].
+    pub async fn list(&self, principal: &EntityRef) -> Result<Vec<(TokenKey, Revision, LoginMetadata)>> {
+        refuse_reserved(principal)?;
+        self.0.store.list(principal).await
+    }
+
+    /// Deletes at most `limit` logins that ended before this instant, also those that could still be refreshed, and
+    /// says how many. First-use pins stay for good.
+    ///
+    /// # Errors
+    /// As [`TokenStore::purge`].
+    pub async fn purge(&self, ended_before: Timestamp, limit: u32) -> Result<u32> {
+        let purged = self.0.store.purge(ended_before, limit).await?;
+        for (key, login) in self.0.live.ended_before(ended_before) {
+            let present = self.0.store.load(&key).await;
+            if present.is_ok_and(|record| record.is_none_or(|record| record.revision.login != login)) {
+                self.0.live.end(&key, login);
+                ended(&key, "purged");
+            }
+        }
+        Ok(purged)
+    }
+
+    fn seal(
+        &self,
+        key: &TokenKey,
+        revision: Revision,
+        metadata: LoginMetadata,
+        tokens: &TokenSet,
+        extra: &Extra,
+    ) -> Result<TokenRecord> {
+        row::seal(&*self.0.sealer, key, revision, metadata, tokens, extra)
+    }
+
+    fn open(&self, key: &TokenKey, record: &TokenRecord) -> Result<(TokenSet, Extra)> {
+        row::open(&*self.0.sealer, key, record).map_err(|error| noted(key, error))
+    }
+}
+
+impl fmt::Debug for TokenVault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenVault")
+            .field("store", &self.0.store)
+            .field("sealer", &self.0.sealer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a login did not replace what stands there.
+enum Replace {
+    /// Another writer was first.
+    Lost,
+    Failed(Error),
+}
+
+impl From<Error> for Replace {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::Conflict => Self::Lost,
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+/// Puts damage into the audit log and passes the error on.
+fn noted(key: &TokenKey, error: Error) -> Error {
+    if error.kind() == ErrorKind::RecordDamaged {
+        AuditEvent::RecordDamaged {
+            principal: &key.principal,
+            issuer: &key.issuer,
+        }
+        .emit();
+    }
+    error
+}
+
+fn ended(key: &TokenKey, reason: &'static str) {
+    AuditEvent::LoginEnded {
+        principal: &key.principal,
+        issuer: &key.issuer,
+        client_id: &key.client_id,
+        reason,
+    }
+    .emit();
+}
+
+fn contended(what: &str) -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        format!("could not {what}: it changed under every attempt, try again"),
+    )
+    .with_retryable(true)
+}
+
+fn refuse_reserved(principal: &EntityRef) -> Result<()> {
+    match principal.kind() {
+        pin::KIND => Err(Error::new(
+            ErrorKind::Refused,
+            format!("\"{}\" is a reserved kind, no user has a login there", pin::KIND),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Writers of one login are a user's browser tabs and a refresh or two: losing this often means something is wrong.
+const ATTEMPTS: usize = 16;

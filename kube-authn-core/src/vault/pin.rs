@@ -1,0 +1,114 @@
+//! First use: the subject of an issuer that a principal brings first is the principal's for good.
+//!
+//! A pin is two rows, one under the subject that names the principal, one under the principal that names the subject.
+//! The second is never rewritten, so whoever is named by the first and has another subject can never be confirmed: only
+//! such a first row may be overwritten. Thus no two pins ever share a principal or a subject, whoever races or dies
+//! between the two writes.
+
+use jiff::Timestamp;
+
+use super::{ATTEMPTS, TokenVault, contended, noted, refuse_reserved, row::Extra};
+use crate::{
+    AuditEvent, ClientId, EntityRef, Error, ErrorKind, Expected, Issuer, LoginMetadata, Result, Revision,
+    Subject, TokenKey, TokenSet,
+};
+
+impl TokenVault {
+    /// Pins this subject of the issuer to the principal and the principal to the subject, for good, or confirms that
+    /// they are. Pins survive logout and purge. Emits [`AuditEvent::IdentityPinned`] for a new one.
+    ///
+    /// # Errors
+    /// `Refused` with code `identity_mismatch` if either is pinned to another. Else as [`TokenVault::load`].
+    pub async fn pin(&self, principal: &EntityRef, issuer: &Issuer, subject: &Subject) -> Result<()> {
+        refuse_reserved(principal)?;
+        let of_principal = pin_key(OF_PRINCIPAL, issuer, principal.as_str())?;
+        let of_subject = pin_key(OF_SUBJECT, issuer, subject.as_str())?;
+        let owner = Subject::new(principal.as_str())?;
+        for _ in 0..ATTEMPTS {
+            let confirmed = match self.pinned(&of_principal).await? {
+                Some((_, pinned)) if pinned != *subject => return Err(mismatch()),
+                pinned => pinned.is_some(),
+            };
+            let expected = match self.pinned(&of_subject).await? {
+                Some((_, pinned)) if pinned == owner => None,
+                Some((revision, pinned)) => {
+                    self.refuse_unless_void(issuer, &pinned, subject).await?;
+                    Some(Expected::At(revision))
+                }
+                None => Some(Expected::Absent),
+            };
+            if let Some(expected) = expected
+                && !self.save_pin(&of_subject, &owner, expected).await?
+            {
+                continue;
+            }
+            if confirmed {
+                return Ok(());
+            }
+            if self.save_pin(&of_principal, subject, Expected::Absent).await? {
+                AuditEvent::IdentityPinned {
+                    principal,
+                    issuer,
+                    subject,
+                }
+                .emit();
+                return Ok(());
+            }
+        }
+        Err(contended("pin the identity"))
+    }
+
+    /// The subject is claimed by this owner: refuses, unless the owner is pinned to another subject for good.
+    async fn refuse_unless_void(&self, issuer: &Issuer, owner: &Subject, subject: &Subject) -> Result<()> {
+        let of_owner = pin_key(OF_PRINCIPAL, issuer, owner.as_str())?;
+        match self.pinned(&of_owner).await? {
+            Some((_, pinned)) if pinned != *subject => Ok(()),
+            Some(_) | None => Err(mismatch()),
+        }
+    }
+
+    async fn pinned(&self, key: &TokenKey) -> Result<Option<(Revision, Subject)>> {
+        let record = self.0.store.load(key).await.map_err(|error| noted(key, error))?;
+        match record {
+            Some(record) => {
+                self.open(key, &record)?;
+                Ok(Some((record.revision, record.metadata.subject)))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Writes one row of a pin and says whether what stood there was as expected.
+    async fn save_pin(&self, key: &TokenKey, names: &Subject, expected: Expected) -> Result<bool> {
+        let metadata = LoginMetadata::new(names.clone(), Timestamp::MAX, false, self.0.clock.now());
+        let revision = Revision::first()?;
+        let record = self.seal(key, revision, metadata, &TokenSet::new(), &Extra::default())?;
+        match self.0.store.save(key, &record, expected).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::Conflict => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Entity references and subjects are both short enough to stand where a client identifier stands.
+fn pin_key(reference: &str, issuer: &Issuer, name: &str) -> Result<TokenKey> {
+    Ok(TokenKey {
+        principal: EntityRef::parse(reference)?,
+        issuer: issuer.clone(),
+        client_id: ClientId::new(name)?,
+    })
+}
+
+fn mismatch() -> Error {
+    Error::new(
+        ErrorKind::Refused,
+        "the tokens are of an identity that is not this user's: log in to the issuer as yourself",
+    )
+    .with_code("identity_mismatch")
+}
+
+/// No user's entity reference may have this kind.
+pub(super) const KIND: &str = "kube-authn-pin";
+const OF_PRINCIPAL: &str = "kube-authn-pin:first-use/principal";
+const OF_SUBJECT: &str = "kube-authn-pin:first-use/subject";
