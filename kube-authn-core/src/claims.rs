@@ -27,9 +27,10 @@ impl UnverifiedClaims {
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
     }
 
-    /// The UTC instant at which the token says it ends.
+    /// The UTC instant at which the token says it ends; `None` for one that ends beyond the year 9999 or never.
     pub fn expires_at(&self) -> Option<Timestamp> {
-        Timestamp::from_second(self.exp?).ok()
+        let seconds = self.exp?.max(Timestamp::MIN.as_second());
+        Timestamp::from_second(seconds).ok()
     }
 }
 
@@ -65,6 +66,10 @@ mod tests {
         assert_eq!(at(r#"{"exp":1000.9}"#), Timestamp::from_second(1000).ok());
         assert_eq!(at("{}"), None);
         assert_eq!(at(r#"{"exp":1e300}"#), None);
+        assert_eq!(
+            at(r#"{"exp":-1e300}"#),
+            Timestamp::from_second(Timestamp::MIN.as_second()).ok()
+        );
         assert_eq!(UnverifiedClaims::of(&token(r#"{"exp":"soon"}"#)), None);
     }
 

@@ -11,8 +11,9 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, header};
 use jiff::Timestamp;
+use subtle::ConstantTimeEq;
 
-use crate::{LoginHandle, Result, Secret, token::usable};
+use crate::{LoginHandle, Result, Secret, secret::BEARER, token::usable};
 
 /// A credential for one API server: a bearer token or nothing. Clones share it.
 ///
@@ -25,6 +26,7 @@ struct Inner {
     generation: u64,
     authorization: Option<HeaderValue>,
     expires_at: Option<Timestamp>,
+    refresh_at: Option<Timestamp>,
     login: Option<LoginHandle>,
 }
 
@@ -49,6 +51,7 @@ impl Credential {
             generation,
             authorization,
             expires_at: None,
+            refresh_at: None,
             login: None,
         }))
     }
@@ -56,6 +59,12 @@ impl Credential {
     /// States the UTC instant from which the API server refuses the credential.
     pub fn with_expires_at(self, expires_at: Timestamp) -> Self {
         self.edit(|inner| inner.expires_at = Some(expires_at))
+    }
+
+    /// States the UTC instant from which its source should be asked again, though the credential is good until its end:
+    /// a source that may change at any time, such as a file, is looked at more often than its tokens end.
+    pub fn with_refresh_at(self, refresh_at: Timestamp) -> Self {
+        self.edit(|inner| inner.refresh_at = Some(refresh_at))
     }
 
     /// Ties the credential to a login: it dies with it.
@@ -71,6 +80,20 @@ impl Credential {
     /// UTC instant from which the API server refuses it; `None` if it states no end.
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.0.expires_at
+    }
+
+    /// UTC instant from which its source should be asked again; `None`: shortly before the end.
+    pub fn refresh_at(&self) -> Option<Timestamp> {
+        self.0.refresh_at
+    }
+
+    /// Whether this token is what it sends; compared in constant time.
+    pub fn carries(&self, token: &Secret) -> bool {
+        self.0
+            .authorization
+            .as_ref()
+            .and_then(|line| line.as_bytes().strip_prefix(BEARER))
+            .is_some_and(|sent| sent.ct_eq(token.expose()).into())
     }
 
     /// The login that it was made from.
@@ -193,6 +216,16 @@ mod tests {
         login.end();
 
         assert!(!credential.clone().usable(Timestamp::UNIX_EPOCH));
+    }
+
+    #[test]
+    fn credential_carries_its_token_and_no_other() {
+        let credential = Credential::bearer(&Secret::new("abc")).expect("a credential");
+
+        let carried = |token| credential.carries(&Secret::new(token));
+        assert!(carried("abc"));
+        assert!(!carried("abd") && !carried("ab") && !carried(""));
+        assert!(!Credential::anonymous().carries(&Secret::new("")));
     }
 
     #[test]

@@ -6,6 +6,8 @@ mod caching;
 mod claims;
 mod clock;
 mod cluster;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod credential;
 mod error;
 mod locator;

@@ -97,7 +97,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Scheme of RFC 6750 section 2.1.
-const BEARER: &[u8] = b"Bearer ";
+pub(crate) const BEARER: &[u8] = b"Bearer ";
 
 #[cfg(test)]
 mod tests {
