@@ -26,7 +26,7 @@ use slots::{Key, Slot, SlotState, Slots};
 ///
 /// - A cached credential is served until [`USABLE_MARGIN`](crate::USABLE_MARGIN) before its end, and no longer than its
 ///   login lives.
-/// - Ahead of the end ([`refresh_margin`]) one fetch runs in the background; callers are served from the old one.
+/// - Ahead of the end ([`refresh_margin`], or [`Credential::refresh_at`] if that is sooner) one fetch runs in the background; callers are served from the old one.
 /// - When a fetch fails, the old credential is kept while it is usable; failures that may pass are remembered for
 ///   seconds, longer each time. That a user must log in is never remembered: the next request may come after the login.
 /// - A credential that the API server refused is fetched anew at most once per key and [`REFETCH_PAUSE`].
@@ -232,9 +232,17 @@ enum Boarding {
     Waiting(Flight),
 }
 
-/// When a credential fetched now is due: its margin before the end, but not before half of its life has passed, so one
-/// with a short life is not fetched without pause.
+/// When a credential fetched now is due: when its strategy says so, at the latest ahead of its end.
 fn refresh_at(credential: &Credential, now: Timestamp) -> Timestamp {
+    let ahead_of_end = ahead_of_end(credential, now);
+    credential
+        .refresh_at()
+        .map_or(ahead_of_end, |stated| stated.min(ahead_of_end))
+}
+
+/// The margin before the end, but not before half of the life has passed, so a credential with a short life is not
+/// fetched without pause.
+fn ahead_of_end(credential: &Credential, now: Timestamp) -> Timestamp {
     let Some(end) = credential.expires_at() else {
         return Timestamp::MAX;
     };

@@ -22,6 +22,7 @@ struct Scripted {
     /// Each fetch takes one permit; a test that holds them back holds the fetches back.
     gate: Semaphore,
     lifetime: Option<SignedDuration>,
+    refresh_after: Option<SignedDuration>,
     clock: ManualClock,
     failure: Mutex<Option<Error>>,
     login: Mutex<Option<LoginHandle>>,
@@ -30,8 +31,13 @@ struct Scripted {
 
 impl Scripted {
     fn new(scope: CredentialScope) -> Arc<Self> {
+        Self::with_refresh_after(scope, None)
+    }
+
+    fn with_refresh_after(scope: CredentialScope, refresh_after: Option<SignedDuration>) -> Arc<Self> {
         Arc::new(Self {
             scope,
+            refresh_after,
             fetches: AtomicUsize::new(0),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
             lifetime: Some(SignedDuration::from_secs(600)),
@@ -87,6 +93,9 @@ impl KubernetesAuthProvider for Scripted {
         let mut credential = Credential::bearer(&Secret::new(token))?;
         if let Some(lifetime) = self.lifetime {
             credential = credential.with_expires_at(self.clock.now() + lifetime);
+        }
+        if let Some(after) = self.refresh_after {
+            credential = credential.with_refresh_at(self.clock.now() + after);
         }
         if let Some(login) = self.login.lock().expect("the lock").clone() {
             credential = credential.with_login(login);
@@ -219,6 +228,24 @@ async fn refresh_ahead_of_the_end_makes_nobody_wait() {
     let (cache, request) = (provider.cache(), request());
     let first = cache.credential(&request).await.expect("a credential");
     provider.clock.advance_seconds(500);
+
+    let second = cache.credential(&request).await.expect("the old one");
+    until(|| cache.peek(&request).is_some()).await;
+
+    let third = cache.peek(&request).expect("the new one");
+    assert_eq!(second.generation(), first.generation());
+    assert_ne!(third.generation(), first.generation());
+}
+
+#[tokio::test]
+async fn source_is_asked_again_as_soon_as_the_strategy_says() {
+    let minute = SignedDuration::from_secs(60);
+    let provider = Scripted::with_refresh_after(CredentialScope::Application, Some(minute));
+    let (cache, request) = (provider.cache(), request());
+    let first = cache.credential(&request).await.expect("a credential");
+    provider.clock.advance_seconds(59);
+    assert!(cache.peek(&request).is_some(), "not yet due");
+    provider.clock.advance_seconds(1);
 
     let second = cache.credential(&request).await.expect("the old one");
     until(|| cache.peek(&request).is_some()).await;

@@ -28,6 +28,7 @@
 //! )
 //! .with_canary(Secret::new("canary"));
 //! provider::all(&fixture).await;
+//! provider::all(&fixture.cached()).await;
 //! # Ok(())
 //! # }
 //! ```
@@ -38,8 +39,8 @@ use http::{HeaderMap, header};
 use jiff::Timestamp;
 
 use crate::{
-    Clock, ClusterDetails, Credential, CredentialRequest, CredentialScope, Error, ErrorKind,
-    KubernetesAuthProvider, Secret, SystemClock,
+    CachingProvider, Clock, ClusterDetails, Credential, CredentialRequest, CredentialScope, Error, ErrorKind,
+    KubernetesAuthProvider, Metadata, Problem, Result, Secret, SystemClock, async_trait,
 };
 
 mod transcript;
@@ -89,6 +90,16 @@ impl ProviderFixture {
     pub fn with_provider(mut self, provider: impl KubernetesAuthProvider) -> Self {
         self.provider = Arc::new(provider);
         self
+    }
+
+    /// The same requests through [`CachingProvider`]: a provider must pass bare and cached.
+    pub fn cached(self) -> Self {
+        let cache = CachingProvider::with_clock_and_capacity(
+            self.provider.clone(),
+            self.clock.clone(),
+            CACHE_CAPACITY,
+        );
+        self.with_provider(Cached(cache))
     }
 
     /// How to read from header lines whom they name. Left out: the whole `Authorization` line names somebody, which is
@@ -402,6 +413,41 @@ pub async fn nothing_shows_a_secret(fixture: &ProviderFixture) {
     assert_no_secret(fixture, 8, "a log line", &transcript.text());
 }
 
+/// The cache as a provider, so that it passes the same checks.
+#[derive(Debug)]
+struct Cached(CachingProvider<Arc<dyn KubernetesAuthProvider>>);
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl KubernetesAuthProvider for Cached {
+    fn name(&self) -> &str {
+        self.0.provider().name()
+    }
+
+    fn scope(&self, cluster: &ClusterDetails) -> CredentialScope {
+        self.0.provider().scope(cluster)
+    }
+
+    fn validate(&self, cluster: &ClusterDetails) -> Vec<Problem> {
+        self.0.provider().validate(cluster)
+    }
+
+    fn public_metadata(&self, cluster: &ClusterDetails) -> Metadata {
+        self.0.provider().public_metadata(cluster)
+    }
+
+    async fn credential(&self, request: &CredentialRequest) -> Result<Credential> {
+        match self.0.peek(request) {
+            Some(credential) => Ok(credential),
+            None => self.0.credential(request).await,
+        }
+    }
+
+    async fn invalidate(&self, request: &CredentialRequest, refused: &Credential) -> bool {
+        self.0.invalidate(request, refused).await
+    }
+}
+
 fn assert_no_secret(fixture: &ProviderFixture, line: u8, place: &str, text: &str) {
     let shown = |canary: &Secret| {
         !canary.is_empty()
@@ -441,6 +487,9 @@ async fn soon<T>(line: u8, call: impl Future<Output = T>) -> T {
 }
 
 const CALLS_AT_ONCE: usize = 64;
+
+/// Room for every request of a fixture.
+const CACHE_CAPACITY: usize = 10_000;
 
 /// Far more than any healthy source needs, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -177,6 +177,7 @@ fn fixture(defect: Defect) -> ProviderFixture {
 #[tokio::test]
 async fn provider_that_keeps_the_contract_passes() {
     all(&fixture(Defect::None)).await;
+    all(&fixture(Defect::None).cached()).await;
 }
 
 macro_rules! caught {
