@@ -4,7 +4,14 @@
 mod key_ring;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+#[cfg(feature = "sqlite")]
+pub use sqlx;
 
 pub use self::key_ring::KeyRing;
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryTokenStore;
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::{BUSY_TIMEOUT, SqliteTokenStore};
