@@ -3,10 +3,14 @@
 
 use kube_authn_core::ProviderRegistry;
 
+#[cfg(feature = "cluster-auth")]
+mod cluster_auth;
 mod local_kubectl_proxy;
 mod oidc;
 mod service_account;
 
+#[cfg(feature = "cluster-auth")]
+pub use self::cluster_auth::ClusterAuthProvider;
 pub use self::{
     local_kubectl_proxy::LocalKubectlProxyProvider,
     oidc::OidcProvider,

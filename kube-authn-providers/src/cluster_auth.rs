@@ -1,0 +1,156 @@
+//! Strategy `clusterAuth`: the token of the user's own login, from the vault.
+
+use std::{collections::HashMap, sync::Arc};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use kube_authn_core::{
+    Clock, ClusterDetails, Credential, CredentialRequest, CredentialScope, EntityRef, Error, ErrorKind,
+    KubernetesAuthProvider, Login, LoginConfig, Metadata, Problem, Result, SystemClock, Token, TokenVault,
+};
+
+/// The user authenticates with a token of the login that is stored for her: the ID token, or what
+/// [`LoginConfig::token_for_cluster`] says. Without a login there is an error, never another identity. Clones share the
+/// vault.
+#[derive(Clone, Debug)]
+pub struct ClusterAuthProvider {
+    vault: TokenVault,
+    logins: Arc<HashMap<String, LoginConfig>>,
+    default_login: Option<Arc<LoginConfig>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl ClusterAuthProvider {
+    /// The wire value of `authProvider`.
+    pub const NAME: &str = "clusterAuth";
+
+    /// Takes tokens from this vault. `logins` says by name of the cluster where its users log in; `default_login` is for
+    /// all other clusters.
+    pub fn new(
+        vault: TokenVault,
+        logins: HashMap<String, LoginConfig>,
+        default_login: Option<LoginConfig>,
+    ) -> Self {
+        Self {
+            vault,
+            logins: Arc::new(logins),
+            default_login: default_login.map(Arc::new),
+            clock: Arc::new(SystemClock),
+        }
+    }
+
+    /// With another clock.
+    pub fn with_clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    fn login_config(&self, cluster: &ClusterDetails) -> Option<&LoginConfig> {
+        self.logins
+            .get(cluster.name().as_str())
+            .or(self.default_login.as_deref())
+    }
+
+    /// The user and the cluster's login, checked before anything is read from the vault.
+    fn checked<'a>(&'a self, request: &'a CredentialRequest) -> Result<(&'a EntityRef, &'a LoginConfig)> {
+        let user = request
+            .principal
+            .entity_ref()
+            .ok_or_else(|| Error::new(ErrorKind::CallerUnknown, USER_REQUIRED))?;
+        let cluster = &request.cluster;
+        let config = self
+            .login_config(cluster)
+            .ok_or_else(|| Error::new(ErrorKind::ConfigInvalid, NO_LOGIN_CONFIG))?;
+        if !may_carry_user_credentials(cluster) {
+            return Err(Error::new(ErrorKind::ConfigInvalid, INSECURE_TRANSPORT));
+        }
+        Ok((user, config))
+    }
+
+    async fn login(&self, user: &EntityRef, config: &LoginConfig) -> Result<Option<Login>> {
+        self.vault
+            .find(user, &config.issuer, config.client_id.as_ref())
+            .await
+    }
+}
+
+#[async_trait]
+impl KubernetesAuthProvider for ClusterAuthProvider {
+    fn name(&self) -> &str {
+        Self::NAME
+    }
+
+    fn scope(&self, _: &ClusterDetails) -> CredentialScope {
+        CredentialScope::User
+    }
+
+    fn validate(&self, cluster: &ClusterDetails) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if self.login_config(cluster).is_none() {
+            problems.push(Problem::new("clusterAuth.issuer", NO_LOGIN_CONFIG));
+        }
+        if !may_carry_user_credentials(cluster) {
+            let key = match cluster.server().is_https() {
+                true => "skipTLSVerify",
+                false => "url",
+            };
+            problems.push(Problem::new(key, INSECURE_TRANSPORT));
+        }
+        problems
+    }
+
+    fn public_metadata(&self, _: &ClusterDetails) -> Metadata {
+        Metadata::new()
+    }
+
+    async fn credential(&self, request: &CredentialRequest) -> Result<Credential> {
+        let (user, config) = self.checked(request)?;
+        let login = self
+            .login(user, config)
+            .await?
+            .filter(|login| !login.handle.is_ended())
+            .ok_or_else(|| Error::new(ErrorKind::LoginRequired, NO_LOGIN))?;
+        let token = usable_token(&login, config, self.clock.now())
+            .ok_or_else(|| Error::new(ErrorKind::TokenExpired, LOGIN_EXPIRED))?;
+        Ok(Credential::bearer(&token.secret)?
+            .with_expires_at(token.expires_at)
+            .with_login(login.handle.clone()))
+    }
+
+    /// Reads the vault and changes nothing there: another try helps if the user has logged in anew meanwhile.
+    async fn invalidate(&self, request: &CredentialRequest, refused: &Credential) -> bool {
+        let Ok((user, config)) = self.checked(request) else {
+            return false;
+        };
+        let Ok(Some(login)) = self.login(user, config).await else {
+            return false;
+        };
+        usable_token(&login, config, self.clock.now()).is_some_and(|token| !refused.carries(&token.secret))
+    }
+}
+
+/// The token for clusters if it is worth sending. A login whose grant the issuer withdrew holds none, which is for its
+/// user the same as an expired one.
+fn usable_token<'a>(login: &'a Login, config: &LoginConfig, now: Timestamp) -> Option<&'a Token> {
+    config
+        .token_for_cluster(&login.tokens)
+        .filter(|token| token.usable(now))
+}
+
+/// Whoever reads the configuration refuses such a cluster at the start. Here is the second lock, next to the token.
+fn may_carry_user_credentials(cluster: &ClusterDetails) -> bool {
+    cluster.is_transport_protected() || cluster.allows_insecure_user_credentials()
+}
+
+// Front ends match these texts: they are part of the contract, capitals, arrows and stops included.
+const USER_REQUIRED: &str = "User authentication required. Please log in to Backstage.";
+const NO_LOGIN: &str =
+    "No cluster authentication found. Please authenticate at Settings → Auth Providers → Kubernetes Cluster.";
+const LOGIN_EXPIRED: &str =
+    "Cluster authentication expired. Please re-authenticate at Settings → Auth Providers.";
+
+const NO_LOGIN_CONFIG: &str = "no login is configured for this cluster: set clusterAuth.issuer, or list the cluster under clusterAuth.clusters";
+const INSECURE_TRANSPORT: &str = "stored user credentials must not travel over http:// or with skipTLSVerify: use https with a CA, or set dangerouslyAllowInsecureUserCredentials";
+
+#[cfg(test)]
+mod tests;
