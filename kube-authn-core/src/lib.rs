@@ -20,6 +20,8 @@ mod store;
 #[cfg(feature = "upstream")]
 pub mod tls;
 mod token;
+#[cfg(feature = "upstream")]
+mod transport;
 mod vault;
 
 pub use async_trait::async_trait;
@@ -31,6 +33,8 @@ pub use rustls;
 pub use secrecy;
 pub use serde_json;
 
+#[cfg(feature = "upstream")]
+pub use self::transport::{MAX_RESPONSE_BYTES, Transport};
 pub use self::{
     audit::AuditEvent,
     caching::{CachingProvider, DEFAULT_CAPACITY, REFETCH_PAUSE},

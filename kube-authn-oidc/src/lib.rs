@@ -1,1 +1,23 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod authorize;
+mod binding;
+mod discovery;
+mod exchange;
+mod jwks;
+mod login;
+mod pkce;
+mod verify;
+
+pub use url;
+
+pub use self::{
+    authorize::{AuthorizationCode, AuthorizationRequest, Nonce},
+    binding::{IdentityPins, bind},
+    discovery::{IssuerClient, IssuerMetadata},
+    exchange::{TokenAnswer, TokenClient},
+    login::{LoginVerifier, NewLogin, PostedTokens},
+    pkce::CodeVerifier,
+    verify::{IdTokenVerifier, LEEWAY, VerifiedIdToken},
+};

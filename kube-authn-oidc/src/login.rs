@@ -1,0 +1,213 @@
+//! From posted tokens to a login that may be stored: the whole story in [`LoginVerifier::verify`].
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use kube_authn_core::{
+    AuditEvent, Clock, ErrorKind, LoginConfig, MAX_JWT_BYTES, Principal, Result, Secret, Subject, Token,
+    TokenForCluster, TokenKey, TokenSet, UnverifiedClaims,
+};
+
+use crate::{
+    authorize::Nonce,
+    binding::{IdentityPins, bind},
+    discovery::IssuerClient,
+    exchange::TokenAnswer,
+    verify::{IdTokenVerifier, VerifiedIdToken, rejected},
+};
+
+/// Tokens that somebody brings and says are his.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PostedTokens {
+    /// The ID token: it says who it is.
+    pub id_token: Secret,
+    /// The access token that came with it.
+    pub access_token: Option<Secret>,
+    /// The refresh token that came with it.
+    pub refresh_token: Option<Secret>,
+    /// The nonce of the login, when the flow was ours.
+    pub nonce: Option<Nonce>,
+    /// Lifetime of the access token as the issuer gave it with the tokens.
+    pub expires_in: Option<std::time::Duration>,
+}
+
+impl PostedTokens {
+    /// An ID token alone.
+    pub fn new(id_token: Secret) -> Self {
+        Self {
+            id_token,
+            access_token: None,
+            refresh_token: None,
+            nonce: None,
+            expires_in: None,
+        }
+    }
+
+    /// What a token endpoint gave to a login of ours, which began with this nonce.
+    ///
+    /// # Errors
+    /// `TokenRejected` if there is no ID token in it.
+    pub fn of_login(answer: TokenAnswer, nonce: &Nonce) -> Result<Self> {
+        let id_token = answer
+            .id_token
+            .ok_or_else(|| rejected("the issuer gave no ID token: ask for the scope openid"))?;
+        Ok(Self {
+            id_token,
+            access_token: Some(answer.access_token),
+            refresh_token: answer.refresh_token,
+            nonce: Some(nonce.clone()),
+            expires_in: answer.expires_in,
+        })
+    }
+
+    /// Adds the access token.
+    pub fn with_access_token(mut self, token: Secret) -> Self {
+        self.access_token = Some(token);
+        self
+    }
+
+    /// Adds the refresh token.
+    pub fn with_refresh_token(mut self, token: Secret) -> Self {
+        self.refresh_token = Some(token);
+        self
+    }
+}
+
+/// A login that was verified and bound: ready to be stored.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NewLogin {
+    /// Whose login, at which issuer, for which client.
+    pub key: TokenKey,
+    /// Whom the issuer named.
+    pub subject: Subject,
+    /// The tokens.
+    pub tokens: TokenSet,
+    /// UTC instant at which the token that clusters get ends.
+    pub expires_at: Timestamp,
+    /// UTC instant at which the ID token was issued, if it says so.
+    pub issued_at: Option<Timestamp>,
+}
+
+/// Verifies posted tokens and binds them to the user who posts them, by the rules of one login. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct LoginVerifier {
+    login: Arc<LoginConfig>,
+    verifier: IdTokenVerifier,
+    clock: Arc<dyn Clock>,
+    pins: Arc<dyn IdentityPins>,
+}
+
+impl LoginVerifier {
+    /// A verifier for this login, whose issuer `issuer` is a client of.
+    pub fn new(login: LoginConfig, issuer: IssuerClient, clock: Arc<dyn Clock>, pins: Arc<dyn IdentityPins>) -> Self {
+        let mut verifier = IdTokenVerifier::new(issuer, clock.clone()).with_lifetimes(login.lifetimes);
+        if let Some(client_id) = &login.client_id {
+            verifier = verifier.with_client_id(client_id.clone());
+        }
+        if !login.verify_signature {
+            verifier = verifier.dangerously_without_signatures();
+        }
+        Self {
+            login: Arc::new(login),
+            verifier,
+            clock,
+            pins,
+        }
+    }
+
+    /// The login.
+    pub fn login(&self) -> &LoginConfig {
+        &self.login
+    }
+
+    /// The verifier of the login's tokens.
+    pub fn verifier(&self) -> &IdTokenVerifier {
+        &self.verifier
+    }
+
+    /// A login of this principal that may be stored: the ID token is verified, the other tokens belong to it, the token that
+    /// clusters get is one that an API server can verify, and all of it is the principal's own.
+    ///
+    /// # Errors
+    /// `TokenRejected` if a token does not verify; `Refused` with code `guest`, `identity_mismatch` or `forbidden` if it may
+    /// not be the principal's; `Unavailable` or `Timeout` if the issuer's keys cannot be fetched.
+    pub async fn verify(&self, principal: &Principal, posted: PostedTokens) -> Result<NewLogin> {
+        let verified = self.verified(principal, posted).await;
+        if let (Err(failure), Some(user)) = (&verified, principal.entity_ref())
+            && matches!(failure.kind(), ErrorKind::Refused | ErrorKind::TokenRejected)
+        {
+            AuditEvent::LoginRefused {
+                principal: user,
+                issuer: Some(&self.login.issuer),
+                reason: failure.code(),
+            }
+            .emit();
+        }
+        verified
+    }
+
+    async fn verified(&self, principal: &Principal, posted: PostedTokens) -> Result<NewLogin> {
+        let identity = self.verifier.verify(&posted.id_token, posted.nonce.as_ref()).await?;
+        let tokens = self.token_set(&identity, posted).await?;
+        let user = bind(&self.login, principal, &identity, &self.pins).await?;
+        let expires_at = self
+            .login
+            .token_for_cluster(&tokens)
+            .map(|token| token.expires_at)
+            .ok_or_else(|| rejected("clusters of this login get the access token, and there is none"))?;
+        Ok(NewLogin {
+            key: TokenKey {
+                principal: user.clone(),
+                issuer: identity.issuer().clone(),
+                client_id: identity.client_id().clone(),
+            },
+            subject: identity.subject().clone(),
+            tokens,
+            expires_at,
+            issued_at: identity.issued_at(),
+        })
+    }
+
+    /// The tokens that belong to a verified ID token, each with its own end.
+    async fn token_set(&self, identity: &VerifiedIdToken, posted: PostedTokens) -> Result<TokenSet> {
+        let mut tokens = TokenSet::new().with_id_token(Token {
+            secret: posted.id_token,
+            expires_at: identity.expires_at(),
+        });
+        if let Some(secret) = posted.access_token {
+            sendable(&secret)?;
+            identity.expect_own(&secret)?;
+            let expires_at = match self.login.token_for_cluster {
+                TokenForCluster::AccessToken => self.verifier.verify_access_token(&secret, identity).await?,
+                _ => self.unverified_end(&secret, posted.expires_in, identity),
+            };
+            tokens = tokens.with_access_token(Token { secret, expires_at });
+        }
+        if let Some(secret) = posted.refresh_token.filter(|token| !token.is_empty()) {
+            sendable(&secret)?;
+            tokens = tokens.with_refresh_token(secret);
+        }
+        Ok(tokens)
+    }
+
+    /// When an access token that no cluster gets ends, as far as anybody says: itself, the issuer, else the ID token.
+    fn unverified_end(&self, token: &Secret, expires_in: Option<std::time::Duration>, identity: &VerifiedIdToken) -> Timestamp {
+        let stated = UnverifiedClaims::of(token.expose()).and_then(|claims| claims.expires_at());
+        let counted = || {
+            let lifetime = SignedDuration::try_from(expires_in?).ok()?;
+            self.clock.now().checked_add(lifetime).ok()
+        };
+        stated.or_else(counted).unwrap_or(identity.expires_at())
+    }
+}
+
+/// Access and refresh tokens are printable ASCII (RFC 6749 appendix A): anything else would end a header or a form early.
+fn sendable(token: &Secret) -> Result<()> {
+    let printable = token.expose().iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ');
+    match !token.is_empty() && token.len() <= MAX_JWT_BYTES && printable {
+        true => Ok(()),
+        false => Err(rejected("a posted token is empty, longer than 16 KiB, or not printable ASCII")),
+    }
+}
