@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The test environment of kube-authn: a real Kubernetes API server, its issuers and its audit log, on loopback.
+//!
+//! [`TestCluster::start`] gives a cluster of one's own, [`TestCluster::shared`] the one of the test binary. What is in
+//! it: [`fixtures`]. Everything it starts ends with the process, however that ends.
+
+mod browser;
+mod certificates;
+mod cluster;
+mod error;
+pub mod fixtures;
+mod http;
+mod issuer;
+mod process;
+mod settings;
+mod tools;
+
+pub use browser::Browser;
+pub use certificates::{Authority, Identity};
+pub use cluster::{NODE, Options, TestCluster};
+pub use error::{Error, Result};
+pub use http::Http;
+pub use issuer::Issuer;
+pub use tools::{KUBERNETES_VERSION, Tools, cache_folder};

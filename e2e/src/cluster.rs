@@ -1,0 +1,445 @@
+//! [`TestCluster`]: a real API server with everything around it, on loopback.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU16, Ordering},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::{authentication::v1::SelfSubjectReview, core::v1::Node, rbac::v1::ClusterRole};
+use kube::{
+    Api, Client, Config,
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
+};
+use serde_json::Value;
+use tokio::sync::OnceCell;
+
+use crate::{
+    certificates::Authority,
+    error::{Context, Error, Result},
+    fixtures,
+    issuer::Issuer,
+    process::{RunFolder, Supervised},
+    settings::{self, Ports},
+    tools::Tools,
+};
+
+/// The name of the one node; a pod says it in `spec.nodeName`, there is no scheduler.
+pub const NODE: &str = "node";
+
+/// How a cluster is started.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// Lifetime of ID tokens. One hour.
+    pub id_token_lifetime: Duration,
+    /// Lifetime of ID tokens of the client `kubernetes-short`. Five seconds.
+    pub short_id_token_lifetime: Duration,
+    /// Whether the [`fixtures`] are there. Yes.
+    pub fixtures: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            id_token_lifetime: Duration::from_secs(3600),
+            short_id_token_lifetime: Duration::from_secs(5),
+            fixtures: true,
+        }
+    }
+}
+
+/// etcd, API server, controllers, a node and two issuers. They end when this is dropped or the process ends in any way.
+#[derive(Debug)]
+pub struct TestCluster {
+    tools: Tools,
+    ports: Ports,
+    ca: Authority,
+    issuer_a: Issuer,
+    issuer_b: Issuer,
+    api_server: Option<Supervised>,
+    others: Vec<Supervised>,
+    // Last: the folder goes when all others have ended.
+    folder: RunFolder,
+}
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(20);
+
+impl TestCluster {
+    /// Starts a cluster and returns when it answers, its roles have rules, both issuers' tokens are accepted and the
+    /// fixtures' pods run. The first start of all builds the tools, which takes minutes.
+    ///
+    /// # Errors
+    /// When a tool is missing or a program doesn't come up within a minute, with the end of its log.
+    pub async fn start(options: Options) -> Result<Self> {
+        let tools = tokio::task::spawn_blocking(Tools::ensure)
+            .await
+            .context("wait for the tools")??;
+        let folder = RunFolder::create(&tools.supervise)?;
+        let ca = Authority::new("kube-authn test CA")?;
+        let ports = Ports {
+            etcd: free_port()?,
+            api_server: free_port()?,
+            issuer_a: free_port()?,
+            issuer_b: free_port()?,
+            issuer_admin: free_port()?,
+        };
+        settings::write(folder.path(), &ca, ports, &options)?;
+        let path = folder.path().to_owned();
+        let issuer = [
+            tools.issuer.clone().into_os_string(),
+            path.join("issuers.json").into_os_string(),
+        ];
+        // The API server retries an issuer that it missed only every ten seconds.
+        let mut others = vec![
+            folder.start("issuers", &tools.nodejs, issuer)?,
+            folder.start("etcd", &tools.etcd, settings::etcd(&path, ports))?,
+        ];
+        wait_for_ports(
+            &[ports.issuer_a, ports.issuer_b, ports.issuer_admin, ports.etcd],
+            &mut others,
+        )
+        .await?;
+        others.push(folder.start(
+            "kube-controller-manager",
+            &tools.kube_controller_manager,
+            settings::controller_manager(&path),
+        )?);
+        others.push(folder.start("node", &tools.node, settings::node(&path))?);
+
+        let mut cluster = Self {
+            issuer_a: Issuer::new("a", ports.issuer_a, ports.issuer_admin, ca.pem())?,
+            issuer_b: Issuer::new("b", ports.issuer_b, ports.issuer_admin, ca.pem())?,
+            tools,
+            ports,
+            ca,
+            api_server: None,
+            others,
+            folder,
+        };
+        cluster.start_api_server().await?;
+        let client = cluster.client().await?;
+        cluster.settle(&client).await?;
+        if options.fixtures {
+            fixtures::apply(&client).await?;
+        }
+        Ok(cluster)
+    }
+
+    /// The cluster that all tests of one test binary share; started at first use. A test that stops, restarts or
+    /// misconfigures anything starts its own.
+    ///
+    /// # Errors
+    /// As [`TestCluster::start`].
+    pub async fn shared() -> Result<&'static Self> {
+        static SHARED: OnceCell<TestCluster> = OnceCell::const_new();
+        SHARED.get_or_try_init(|| Self::start(Options::default())).await
+    }
+
+    /// Ends every program, waits for it, and removes the cluster's folder. Dropping does the same in the background.
+    ///
+    /// # Errors
+    /// When a program doesn't end.
+    pub async fn stop(mut self) -> Result<()> {
+        self.stop_api_server().await?;
+        for program in self.others.iter_mut().rev() {
+            program.stop().await?;
+        }
+        self.folder.remove().await
+    }
+
+    /// `https://127.0.0.1:port`.
+    pub fn api_server_url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.ports.api_server)
+    }
+
+    /// The test CA, which signed the API server's, the node's and the issuers' certificates, PEM.
+    pub fn ca_pem(&self) -> &str {
+        self.ca.pem()
+    }
+
+    /// The file that holds [`TestCluster::ca_pem`].
+    pub fn ca_path(&self) -> PathBuf {
+        self.path().join("ca.pem")
+    }
+
+    /// A kubeconfig with every right.
+    pub fn admin_kubeconfig(&self) -> PathBuf {
+        self.path().join("admin.kubeconfig")
+    }
+
+    /// The issuer that signs callers in to the portal: RS256, client `portal`, users become `portal:<login>`.
+    pub fn issuer_a(&self) -> &Issuer {
+        &self.issuer_a
+    }
+
+    /// The issuer of the cluster's users: ES256, clients `kubernetes` and `kubernetes-short`, users become their e-mail.
+    pub fn issuer_b(&self) -> &Issuer {
+        &self.issuer_b
+    }
+
+    /// The programs the cluster was started from.
+    pub fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
+    /// The cluster's folder: certificates, configuration, `audit.log`, `logs/<program>.log`.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A client with every right. It belongs to the runtime that makes it: make one per test.
+    ///
+    /// # Errors
+    /// When the kubeconfig can't be used.
+    pub async fn client(&self) -> Result<Client> {
+        Client::try_from(self.config().await?).context("make the admin client")
+    }
+
+    /// A client that sends `token`, for comparing with what our own crates do.
+    ///
+    /// # Errors
+    /// When the kubeconfig can't be used.
+    pub async fn client_with_token(&self, token: &str) -> Result<Client> {
+        let mut config = self.config().await?;
+        config.auth_info = AuthInfo {
+            token: Some(token.to_owned().into()),
+            ..AuthInfo::default()
+        };
+        Client::try_from(config).context("make a client")
+    }
+
+    /// The kubectl of the cluster's version with the admin kubeconfig.
+    pub fn kubectl(&self) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(&self.tools.kubectl);
+        command
+            .env("KUBECONFIG", self.admin_kubeconfig())
+            .env("HOME", self.path())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// All events of the audit log so far, oldest first.
+    ///
+    /// # Errors
+    /// When the log can't be read.
+    pub fn audit_lines(&self) -> Result<Vec<Value>> {
+        let log = fs::read_to_string(self.audit_log()).context("read the audit log")?;
+        // The last line may still be written.
+        let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole
+            .lines()
+            .map(|line| serde_json::from_str(line).context("read an audit event"))
+            .collect()
+    }
+
+    /// The API server's audit log, one JSON event per line.
+    pub fn audit_log(&self) -> PathBuf {
+        self.path().join("audit.log")
+    }
+
+    /// The first audit event that `wanted` holds for; waits for it up to ten seconds.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn audit_event(&self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let begin = Instant::now();
+        loop {
+            if let Some(event) = self.audit_lines()?.into_iter().find(&wanted) {
+                return Ok(event);
+            }
+            if begin.elapsed() > Duration::from_secs(10) {
+                return Err(Error::new("the audit log has no such event"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Ends the API server; etcd keeps its data.
+    ///
+    /// # Errors
+    /// When it doesn't end.
+    pub async fn stop_api_server(&mut self) -> Result<()> {
+        match self.api_server.take() {
+            Some(mut api_server) => api_server.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Starts the API server on the port it always had, and waits until it is ready and accepts the tokens of every
+    /// issuer that answers.
+    ///
+    /// # Errors
+    /// When it isn't ready within a minute.
+    pub async fn start_api_server(&mut self) -> Result<()> {
+        let arguments = settings::api_server(self.path(), self.ports);
+        let api_server = self
+            .folder
+            .start("kube-apiserver", &self.tools.kube_apiserver, arguments)?;
+        self.api_server = Some(api_server);
+        let client = self.client().await?;
+        let begin = Instant::now();
+        loop {
+            let request = http::Request::get("/readyz")
+                .body(Vec::new())
+                .context("write a request")?;
+            let Err(error) = client.request_text(request).await else {
+                break;
+            };
+            self.check_programs()?;
+            if begin.elapsed() > START_LIMIT {
+                return Err(error).context("wait for the API server");
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        tokio::try_join!(
+            self.accepts(&self.issuer_a, "portal"),
+            self.accepts(&self.issuer_b, "kubernetes")
+        )?;
+        Ok(())
+    }
+
+    /// Ends the API server and starts it again.
+    ///
+    /// # Errors
+    /// As [`TestCluster::start_api_server`].
+    pub async fn restart_api_server(&mut self) -> Result<()> {
+        self.stop_api_server().await?;
+        self.start_api_server().await
+    }
+
+    /// Gives the running API server a new certificate and key of the test CA; returns when it shows them.
+    ///
+    /// # Errors
+    /// When it doesn't within a minute.
+    pub async fn replace_serving_certificate(&self) -> Result<()> {
+        self.replace_serving_certificate_by(&self.ca).await
+    }
+
+    /// The same with a certificate of another authority, which no client of this cluster trusts, the node included.
+    ///
+    /// # Errors
+    /// As [`TestCluster::replace_serving_certificate`].
+    pub async fn replace_serving_certificate_by(&self, authority: &Authority) -> Result<()> {
+        let identity = authority.serving("kube-apiserver")?;
+        identity.write(self.path(), "kube-apiserver")?;
+        let begin = Instant::now();
+        while !crate::http::shows(self.ports.api_server, &identity.certificate).await? {
+            if begin.elapsed() > START_LIMIT {
+                return Err(Error::new("the API server doesn't show its new certificate"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    async fn config(&self) -> Result<Config> {
+        let kubeconfig =
+            Kubeconfig::read_from(self.admin_kubeconfig()).context("read the admin kubeconfig")?;
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .context("use the admin kubeconfig")
+    }
+
+    fn check_programs(&mut self) -> Result<()> {
+        self.api_server
+            .iter_mut()
+            .chain(&mut self.others)
+            .try_for_each(Supervised::still_running)
+    }
+
+    /// Waits for what happens after readiness: `view` gets its rules, the node registers.
+    async fn settle(&mut self, client: &Client) -> Result<()> {
+        let roles: Api<ClusterRole> = Api::all(client.clone());
+        let nodes: Api<Node> = Api::all(client.clone());
+        let begin = Instant::now();
+        loop {
+            let mut filled = true;
+            for name in ["view", "edit", "admin"] {
+                let role = roles.get_opt(name).await.context("read a role")?;
+                filled &= role
+                    .and_then(|role| role.rules)
+                    .is_some_and(|rules| !rules.is_empty());
+            }
+            let node = nodes.get_opt(NODE).await.context("read the node")?;
+            let address = node
+                .and_then(|node| node.status)
+                .and_then(|status| status.daemon_endpoints);
+            if filled && address.is_some() {
+                return Ok(());
+            }
+            self.check_programs()?;
+            if begin.elapsed() > START_LIMIT {
+                return Err(Error::new("the controllers or the node don't come up"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until the API server has the issuer's keys. An issuer that doesn't answer is a test's own doing.
+    async fn accepts(&self, issuer: &Issuer, client_id: &str) -> Result<()> {
+        let Ok(token) = issuer.id_token("readiness", client_id).await else {
+            return Ok(());
+        };
+        let reviews: Api<SelfSubjectReview> = Api::all(self.client_with_token(&token).await?);
+        let begin = Instant::now();
+        loop {
+            let Err(error) = reviews
+                .create(&Default::default(), &SelfSubjectReview::default())
+                .await
+            else {
+                return Ok(());
+            };
+            if begin.elapsed() > START_LIMIT {
+                return Err(error).context(format!(
+                    "wait until the API server accepts tokens of {}",
+                    issuer.url()
+                ));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+async fn wait_for_ports(ports: &[u16], programs: &mut [Supervised]) -> Result<()> {
+    let begin = Instant::now();
+    for port in ports {
+        while tokio::net::TcpStream::connect(("127.0.0.1", *port))
+            .await
+            .is_err()
+        {
+            programs.iter_mut().try_for_each(Supervised::still_running)?;
+            if begin.elapsed() > START_LIMIT {
+                return Err(Error::new(format!("nothing listens on 127.0.0.1:{port}")));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    Ok(())
+}
+
+/// A port that nobody listens on, below the range that outgoing connections take theirs from: it must still be free
+/// when a stopped program comes back.
+fn free_port() -> Result<u16> {
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 12_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let mut random = [0; 2];
+    getrandom::fill(&mut random).context("get random bytes")?;
+    let _ = NEXT.compare_exchange(
+        0,
+        u16::from_le_bytes(random) % COUNT + 1,
+        Ordering::Relaxed,
+        Ordering::Relaxed,
+    );
+    for _ in 0..COUNT {
+        let port = FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(Error::new("no free port on 127.0.0.1"))
+}
