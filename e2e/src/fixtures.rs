@@ -60,19 +60,19 @@ pub async fn apply(client: &Client) -> Result<()> {
     create::<RoleBinding>(
         client,
         "team-a",
-        binding("alice-viewer", "view", user("alice@example.com")),
+        binding("alice-viewer", "view", &user("alice@example.com")),
     )
     .await?;
     create::<RoleBinding>(
         client,
         "team-a-dev",
-        binding("alice-editor", "edit", user("alice@example.com")),
+        binding("alice-editor", "edit", &user("alice@example.com")),
     )
     .await?;
     let subject = json!({ "kind": "ServiceAccount", "name": name, "namespace": namespace });
     create_all::<ClusterRoleBinding>(
         &Api::all(client.clone()),
-        binding("portal-viewer", "view", subject),
+        binding("portal-viewer", "view", &subject),
     )
     .await?;
     for (namespace, name) in PODS {
@@ -189,7 +189,7 @@ fn user(name: &str) -> Value {
     json!({ "kind": "User", "name": name, "apiGroup": "rbac.authorization.k8s.io" })
 }
 
-fn binding(name: &str, role: &str, subject: Value) -> Value {
+fn binding(name: &str, role: &str, subject: &Value) -> Value {
     json!({
         "metadata": { "name": name },
         "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },

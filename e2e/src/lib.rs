@@ -3,6 +3,11 @@
 //! [`TestCluster::start`] gives a cluster of one's own, [`TestCluster::shared`] the one of the test binary. What is in
 //! it: [`fixtures`]. Everything it starts ends with the process, however that ends.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the doors are those of the crates, not of what tests them"
+)]
+
 mod browser;
 mod certificates;
 mod cluster;

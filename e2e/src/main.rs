@@ -1,5 +1,10 @@
 //! `test-cluster`: the test cluster by hand. People call it as `cargo xtask cluster up|down|info`.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the doors are those of the crates, not of what tests them"
+)]
+
 mod control;
 
 use std::{
