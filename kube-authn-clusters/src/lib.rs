@@ -1,1 +1,31 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod app_config;
+mod callers;
+mod combined;
+mod config;
+mod effective;
+mod findings;
+mod kube_authn;
+mod local_kubectl_proxy;
+mod login;
+mod schedule;
+mod substitution;
+mod transport_rules;
+
+pub use url;
+
+pub use self::{
+    app_config::{AppConfig, ConfigValue, Environment, InvalidConfig},
+    callers::{BackstageCaller, CallerConfig, HeaderCaller, OidcCaller, PeerRange, PrincipalMapping},
+    combined::CombinedLocator,
+    config::ConfigLocator,
+    effective::EffectiveConfig,
+    kube_authn::{EncryptionKey, KubeAuthnConfig, StoreConfig},
+    local_kubectl_proxy::LocalKubectlProxyLocator,
+    login::{ExposeToken, Logins},
+};
+
+/// The strategy whose clusters take users' stored logins.
+const CLUSTER_AUTH: &str = "clusterAuth";

@@ -28,12 +28,24 @@ pub struct Located {
     pub clusters: Vec<ClusterDetails>,
     /// What is wrong with the others.
     pub problems: Vec<Problem>,
+    /// What works and should be looked at.
+    pub warnings: Vec<String>,
 }
 
 impl Located {
     /// What was found.
     pub fn new(clusters: Vec<ClusterDetails>, problems: Vec<Problem>) -> Self {
-        Self { clusters, problems }
+        Self {
+            clusters,
+            problems,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Adds warnings.
+    pub fn with_warnings(mut self, warnings: Vec<String>) -> Self {
+        self.warnings = warnings;
+        self
     }
 }
 

@@ -1,0 +1,160 @@
+//! All locators of `kubernetes.clusterLocatorMethods`, in their order.
+
+use std::{collections::HashSet, sync::Arc};
+
+use async_trait::async_trait;
+use kube_authn_core::{ClusterLocator, Located, Problem, Result};
+
+use crate::{
+    AppConfig, ConfigLocator, ConfigValue, LocalKubectlProxyLocator,
+    config::{Source, locator_methods},
+    findings::Findings,
+    transport_rules,
+};
+
+/// Lists the clusters of several locators, one locator after the other.
+///
+/// Of two clusters with one name from two locators both stay listed, with a warning; the first is the one that is found.
+#[derive(Clone, Debug, Default)]
+pub struct CombinedLocator {
+    locators: Vec<Arc<dyn ClusterLocator>>,
+    continue_on_error: bool,
+    sources: Vec<Source>,
+    problems: Vec<Problem>,
+    warnings: Vec<String>,
+}
+
+impl CombinedLocator {
+    /// No locator yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The locators of the block `kubernetes`. What is wrong with the block is among the problems of `locate`.
+    ///
+    /// Without the block there are no clusters, and a warning.
+    pub fn from_config(config: &AppConfig) -> Self {
+        let mut combined = Self::new();
+        let mut findings = Findings::default();
+        let block = config.value("kubernetes");
+        match findings.keep(block.optional_object().map(|block| block.is_some())) {
+            Some(true) => combined.read(config, &block, &mut findings),
+            Some(false) => {
+                findings.warn("Failed to initialize kubernetes backend: valid kubernetes config is missing");
+            }
+            None => {}
+        }
+        combined.problems = findings.problems;
+        combined.warnings = findings.warnings;
+        combined
+    }
+
+    /// Adds a locator behind the others.
+    pub fn with(mut self, locator: impl ClusterLocator) -> Self {
+        self.locators.push(Arc::new(locator));
+        self
+    }
+
+    fn read(&mut self, config: &AppConfig, block: &ConfigValue<'_>, findings: &mut Findings) {
+        service_locator(block, findings);
+        let continue_on_error = block.child("clusterLocatorContinueOnError").optional_bool();
+        self.continue_on_error = findings.keep(continue_on_error).flatten().unwrap_or(false);
+        let list = locator_methods(&config.root());
+        let methods = list
+            .optional_objects()
+            .and_then(|methods| methods.ok_or_else(|| list.missing()));
+        for method in findings.keep(methods).unwrap_or_default() {
+            let Some(method) = findings.keep(method) else {
+                continue;
+            };
+            let place = method.child("type");
+            match findings.keep(place.string()) {
+                Some(ConfigLocator::NAME) => {
+                    let locator = ConfigLocator::new(config, &method);
+                    self.sources.extend_from_slice(locator.sources());
+                    self.locators.push(Arc::new(locator));
+                }
+                Some(LocalKubectlProxyLocator::NAME) => {
+                    self.locators.push(Arc::new(LocalKubectlProxyLocator::new()));
+                }
+                Some(other) => findings.push(place.problem(unsupported(other))),
+                None => {}
+            }
+        }
+    }
+
+    pub(crate) fn source(&self, cluster: kube_authn_core::ClusterStamp) -> Option<&Source> {
+        self.sources.iter().find(|source| source.cluster == cluster)
+    }
+}
+
+#[async_trait]
+impl ClusterLocator for CombinedLocator {
+    fn name(&self) -> &str {
+        "combined"
+    }
+
+    async fn locate(&self) -> Result<Located> {
+        let mut all = Located::new(Vec::new(), self.problems.clone()).with_warnings(self.warnings.clone());
+        for (index, locator) in self.locators.iter().enumerate() {
+            match locator.locate().await {
+                Ok(located) => {
+                    all.clusters.extend(located.clusters);
+                    all.problems.extend(located.problems);
+                    all.warnings.extend(located.warnings);
+                }
+                Err(error) if self.continue_on_error => {
+                    tracing::error!(
+                        locator = locator.name(),
+                        error = %error,
+                        "Failed to retrieve clusters from cluster locator method #{}",
+                        index + 1
+                    );
+                    all.warnings.push(format!(
+                        "Failed to retrieve clusters from cluster locator method #{}: {error}",
+                        index + 1
+                    ));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut names = HashSet::new();
+        let mut warnings = Vec::new();
+        for cluster in &all.clusters {
+            if !names.insert(cluster.name()) {
+                warnings.push(format!("Duplicate cluster name '{}'", cluster.name()));
+            }
+            warnings.extend(transport_rules::warnings(cluster));
+        }
+        all.warnings.extend(warnings);
+        Ok(all)
+    }
+}
+
+/// Which clusters belong to an entity is Backstage's question; here only the setting is checked. Backstage demands it;
+/// its own documentation leaves it out, so absence is `multiTenant` here.
+fn service_locator(block: &ConfigValue<'_>, findings: &mut Findings) {
+    let method = block.child("serviceLocatorMethod");
+    if findings.keep(method.optional_object().map(|method| method.is_some())) != Some(true) {
+        return;
+    }
+    let place = method.child("type");
+    match findings.keep(place.string()) {
+        Some("multiTenant" | "singleTenant" | "catalogRelation") | None => {}
+        Some("http") => findings.push(place.problem("not implemented")),
+        Some(other) => {
+            findings.push(place.problem(format!("Unsupported kubernetes.serviceLocatorMethod \"{other}\"")))
+        }
+    }
+}
+
+fn unsupported(locator: &str) -> String {
+    let hint = match locator {
+        "catalog" | "gke" => " (this version does not have it: list the clusters under type config)",
+        _ => "",
+    };
+    format!("Unsupported kubernetes.clusterLocatorMethods: \"{locator}\"{hint}")
+}
+
+#[cfg(test)]
+mod tests;
