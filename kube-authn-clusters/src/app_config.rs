@@ -49,11 +49,8 @@ impl AppConfig {
         let files = paths.iter().map(|path| {
             let path = path.as_ref();
             let text = read_text(path).map_err(|cause| {
-                Problem::new(
-                    "",
-                    format!("cannot read the configuration file {}: {cause}", path.display()),
-                )
-                .with_file(path.display().to_string())
+                Problem::new("", format!("cannot read the configuration file: {cause}"))
+                    .with_file(path.display().to_string())
             });
             (path.to_owned(), text)
         });
@@ -125,11 +122,11 @@ fn layer(path: &Path, text: &str, environment: &Environment) -> Result<Node, Pro
     let file: Arc<str> = path.display().to_string().into();
     let problem = |key: &str, message: String| Problem::new(key, message).with_file(&*file);
     let value = parse(text, path)
-        .map_err(|cause| problem("", format!("cannot parse the configuration file {file}: {cause}")))?;
+        .map_err(|cause| problem("", format!("cannot parse the configuration file: {cause}")))?;
     let value = match value {
         Value::Null => Value::Object(Default::default()),
         Value::Object(_) => value,
-        _ => return Err(problem("", format!("expected an object at the root of {file}"))),
+        _ => return Err(problem("", "expected an object at the root of the file".to_owned())),
     };
     substitution::resolve(value, path, &file, environment).map_err(|failed| {
         let message = format!(
@@ -197,7 +194,9 @@ fn syntax(error: &serde_saphyr::Error) -> String {
 
 /// Where `${VAR}` is looked up. Clones share the source.
 #[derive(Clone)]
-pub struct Environment(Arc<dyn Fn(&str) -> Option<String> + Send + Sync>);
+pub struct Environment(Arc<Lookup>);
+
+type Lookup = dyn Fn(&str) -> Option<String> + Send + Sync;
 
 impl Environment {
     /// The environment of this process. A variable that is not UTF-8 counts as unset.
@@ -254,7 +253,7 @@ impl std::error::Error for InvalidConfig {}
 
 impl From<InvalidConfig> for Error {
     fn from(invalid: InvalidConfig) -> Self {
-        Self::new(ErrorKind::ConfigInvalid, invalid.to_string())
+        Self::new(ErrorKind::ConfigInvalid, invalid.to_string()).with_source(invalid)
     }
 }
 

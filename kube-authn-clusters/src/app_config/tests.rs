@@ -121,9 +121,7 @@ fn yaml_is_1_2() {
 
     assert_eq!(
         config.root().json(),
-        Some(
-            json!({ "yes": "yes", "c": "1_000", "d": 1.5, "e": 16, "f": null, "5": "x", "6": "y" })
-        )
+        Some(json!({ "yes": "yes", "c": "1_000", "d": 1.5, "e": 16, "f": null, "5": "x", "6": "y" }))
     );
 }
 
@@ -134,11 +132,11 @@ fn json_is_read_with_tabs_and_without_duplicates() {
     assert_eq!(config.root().json(), Some(json!({ "a": [1, "é/"], "b": {} })));
     assert_eq!(
         refused(&[("a.json", "{ \"a\": 1, \"a\": 2 }")]),
-        "a.json: cannot parse the configuration file a.json: duplicate key 'a' at line 1 column 11"
+        "a.json: cannot parse the configuration file: duplicate key 'a' at line 1 column 11"
     );
     assert_eq!(
         refused(&[("a.json", "{ a: 1 }")]),
-        "a.json: cannot parse the configuration file a.json: invalid JSON at line 1 column 3"
+        "a.json: cannot parse the configuration file: invalid JSON at line 1 column 3"
     );
 }
 
@@ -147,7 +145,6 @@ fn text_that_cannot_be_parsed_is_one_line_with_file_and_place() {
     for text in [
         "a: [",
         "a: 1\na: 2",
-        "\tb: 1",
         "a: b: c",
         "a: *none",
         "a: !x y\n&",
@@ -159,7 +156,7 @@ fn text_that_cannot_be_parsed_is_one_line_with_file_and_place() {
             .to_string();
 
         assert!(
-            error.starts_with("conf/a.yaml: cannot parse the configuration file conf/a.yaml: "),
+            error.starts_with("conf/a.yaml: cannot parse the configuration file: "),
             "{error}"
         );
         assert!(
@@ -250,7 +247,7 @@ fn files_that_cannot_be_read_are_all_named() {
     for (problem, cause) in error.problems.iter().zip(causes) {
         let file = problem.file.as_deref().expect("a file");
         assert!(
-            problem.message.contains(cause) && problem.message.contains(file),
+            problem.message.contains(cause) && problem.to_string().starts_with(file),
             "{problem}"
         );
     }

@@ -1,1 +1,175 @@
+use kube_authn_core::CaBundle;
 
+use super::*;
+use crate::Environment;
+
+const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+fn read(yaml: &str) -> (KubeAuthnConfig, Findings) {
+    let environment = Environment::of([("KEY", KEY)]);
+    let config = AppConfig::from_texts(&[("app-config.yaml", yaml)], &environment).expect("a configuration");
+    let mut findings = Findings::default();
+    let read = KubeAuthnConfig::read(&config, &mut findings);
+    (read, findings)
+}
+
+fn told(yaml: &str) -> Vec<(String, String)> {
+    let problems = read(yaml).1.problems;
+    problems
+        .into_iter()
+        .map(|problem| (problem.key, problem.message))
+        .collect()
+}
+
+#[test]
+fn callers_of_all_types_are_read_in_order() {
+    let (config, findings) = read(
+        "kubeAuthn: { callers: [{ type: backstage, baseUrl: 'https://p/api/auth/' }, \
+         { type: oidc, issuer: 'https://i/', audience: portal, principal: { claim: preferred_username } }, \
+         { type: header, trustedPeers: [127.0.0.1/32, '::1'], user: X-Forwarded-User }] }",
+    );
+
+    assert_eq!(findings.problems, []);
+    let [
+        CallerConfig::Backstage(portal),
+        CallerConfig::Oidc(oidc),
+        CallerConfig::Header(header),
+    ] = &config.callers[..]
+    else {
+        panic!("{:?}", config.callers)
+    };
+    assert_eq!(portal.base_url.as_str(), "https://p/api/auth");
+    assert_eq!(
+        (oidc.issuer.as_str(), oidc.audience.as_str(), &oidc.ca),
+        ("https://i/", "portal", &CaBundle::System)
+    );
+    let principal = oidc.principal.as_ref().expect("a mapping");
+    assert_eq!(
+        (
+            principal.claim.as_str(),
+            principal.kind.as_str(),
+            principal.namespace.as_str()
+        ),
+        ("preferred_username", "user", "default")
+    );
+    assert_eq!(
+        (header.user.as_str(), header.trusted_peers.len()),
+        ("x-forwarded-user", 2)
+    );
+}
+
+#[test]
+fn without_callers_the_portal_of_the_backend_is_one() {
+    let (config, _) = read("backend: { baseUrl: 'http://localhost:7007/' }");
+
+    let [CallerConfig::Backstage(portal)] = &config.callers[..] else {
+        panic!("{:?}", config.callers)
+    };
+    assert_eq!(portal.base_url.as_str(), "http://localhost:7007/api/auth");
+    assert_eq!(read("{}").0, KubeAuthnConfig::default());
+    assert!(
+        read("{ kubeAuthn: { callers: [] }, backend: { baseUrl: 'http://a' } }")
+            .0
+            .callers
+            .is_empty()
+    );
+}
+
+#[test]
+fn store_and_keys_are_read() {
+    let (config, findings) = read(
+        "kubeAuthn: { store: { type: sqlite, url: 'sqlite://x.db' }, encryption: { keys: [{ id: k1, key: '${KEY}' }] } }",
+    );
+
+    assert_eq!(findings.problems, []);
+    assert_eq!(
+        config.store,
+        Some(StoreConfig::Sqlite {
+            url: "sqlite://x.db".to_owned()
+        })
+    );
+    let [key] = &config.encryption_keys[..] else {
+        panic!("one key")
+    };
+    assert_eq!(
+        (key.id.as_str(), key.key.expose()),
+        ("k1", &(0..32).collect::<Vec<u8>>()[..])
+    );
+    assert_eq!(
+        read("kubeAuthn: { store: { type: memory } }").0.store,
+        Some(StoreConfig::Memory)
+    );
+}
+
+#[test]
+fn mistakes_are_all_told_with_their_keys() {
+    let told = told(
+        "kubeAuthn: { stor: 1, callers: [{ type: saml }, { type: oidc, audiense: x }, { type: backstage }, \
+         { type: header, trustedPeers: [nobody], user: 'a b' }, { type: header, user: x }], \
+         store: { type: redis, url: 'redis://user:canary@h' }, encryption: { keys: [{ id: 'a b', key: canary }] } }",
+    );
+
+    let keys: Vec<_> = told
+        .iter()
+        .map(|(key, _)| key.trim_start_matches("kubeAuthn."))
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "stor",
+            "callers[0].type",
+            "callers[1].audiense",
+            "callers[1].issuer",
+            "callers[1].audience",
+            "callers[2].baseUrl",
+            "callers[3].user",
+            "callers[3].trustedPeers",
+            "callers[4].trustedPeers",
+            "store.type",
+            "encryption.keys[0].id",
+            "encryption.keys[0].key",
+        ]
+    );
+    assert!(
+        told.iter().all(|(_, message)| !message.contains("canary")),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn bad_key_is_told_without_its_bytes() {
+    for (keys, key, part) in [
+        (
+            "[{ id: a, key: Y2FuYXJ5 }]",
+            "keys[0].key",
+            "base64 of 6 bytes, expected 32",
+        ),
+        (
+            "[{ id: a, key: 'canary!' }]",
+            "keys[0].key",
+            "not base64 of 32 bytes",
+        ),
+        (
+            "[{ id: a, key: '${GONE}' }]",
+            "keys[0].key",
+            "environment variable GONE is not set",
+        ),
+        ("[{ id: a }]", "keys[0].key", "Missing required config value"),
+        (
+            "[{ id: a, key: '${KEY}' }, { id: a, key: '${KEY}' }]",
+            "keys[1].id",
+            "two keys have the id 'a'",
+        ),
+    ] {
+        let told = told(&format!("kubeAuthn: {{ encryption: {{ keys: {keys} }} }}"));
+
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].0, format!("kubeAuthn.encryption.{key}"));
+        assert!(told[0].1.contains(part), "{told:?}");
+        for secret in ["canary", "Y2FuYXJ5", KEY] {
+            assert!(!told[0].1.contains(secret), "{told:?}");
+        }
+    }
+    let (config, _) = read("kubeAuthn: { encryption: { keys: [{ id: a, key: '${KEY}' }] } }");
+    assert!(!format!("{config:?}").contains("AAEC"));
+}
