@@ -137,9 +137,10 @@ fn usable_token<'a>(login: &'a Login, config: &LoginConfig, now: Timestamp) -> O
         .filter(|token| token.usable(now))
 }
 
-/// Whoever reads the configuration refuses such a cluster at the start. Here is the second lock, next to the token.
+/// Whoever reads the configuration refuses other clusters at the start. Here is the second lock, next to the token.
 fn may_carry_user_credentials(cluster: &ClusterDetails) -> bool {
-    cluster.is_transport_protected() || cluster.allows_insecure_user_credentials()
+    let verified = cluster.server().is_https() && !cluster.trust().skip_verify();
+    verified || cluster.allows_insecure_user_credentials()
 }
 
 // Front ends match these texts: they are part of the contract, capitals, arrows and stops included.

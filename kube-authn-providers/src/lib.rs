@@ -8,6 +8,8 @@ mod cluster_auth;
 mod local_kubectl_proxy;
 mod oidc;
 mod service_account;
+#[cfg(test)]
+mod test_support;
 
 #[cfg(feature = "cluster-auth")]
 pub use self::cluster_auth::ClusterAuthProvider;
@@ -25,3 +27,6 @@ pub fn default_registry() -> ProviderRegistry {
         .with(LocalKubectlProxyProvider)
         .with(OidcProvider::new())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,45 @@
+//! What the tests of several strategies need.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jiff::Timestamp;
+use kube_authn_core::{
+    AuthMetadata, ClusterBuilder, ClusterDetails, Credential, CredentialRequest, EntityRef, Principal,
+    Secret,
+    http::{HeaderMap, header},
+};
+
+/// A compact JWS of this subject that ends at this second, unsigned.
+pub(crate) fn jwt(subject: &str, exp: i64) -> Secret {
+    let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"sub":"{subject}","exp":{exp}}}"#));
+    Secret::new(format!("e30.{claims}.c2lnbmF0dXJl"))
+}
+
+pub(crate) fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("an instant")
+}
+
+pub(crate) fn user(name: &str) -> EntityRef {
+    EntityRef::parse(&format!("user:default/{name}")).expect("a reference")
+}
+
+pub(crate) fn request(name: &str, cluster: &ClusterDetails) -> CredentialRequest {
+    CredentialRequest::new(Principal::user(user(name)), cluster.clone())
+}
+
+pub(crate) fn cluster(provider: &str) -> ClusterBuilder {
+    ClusterDetails::builder("prod", "https://prod.example.com").auth_provider(provider)
+}
+
+pub(crate) fn metadata(key: &str, value: &str) -> AuthMetadata {
+    let mut metadata = AuthMetadata::default();
+    metadata.insert(key, value);
+    metadata
+}
+
+/// The token that goes over the wire.
+pub(crate) fn sent(credential: &Credential) -> Secret {
+    let mut headers = HeaderMap::new();
+    credential.apply(&mut headers);
+    let line = headers[header::AUTHORIZATION].as_bytes();
+    Secret::new(line.strip_prefix(b"Bearer ").expect("a bearer"))
+}
