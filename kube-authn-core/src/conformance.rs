@@ -2,3 +2,5 @@
 //! panics and names the line of the contract, as an assertion of a test does.
 
 pub mod provider;
+mod provider_fixture;
+mod transcript;

@@ -33,139 +33,14 @@
 //! # }
 //! ```
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use http::{HeaderMap, header};
-use jiff::Timestamp;
+use http::HeaderMap;
 
-use crate::{
-    CachingProvider, Clock, ClusterDetails, Credential, CredentialRequest, CredentialScope, Error, ErrorKind,
-    KubernetesAuthProvider, Metadata, Problem, Result, Secret, SystemClock, async_trait,
-};
+use super::transcript::Transcript;
+use crate::{ClusterDetails, Credential, CredentialRequest, CredentialScope, Error, Secret};
 
-mod transcript;
-
-use transcript::Transcript;
-
-/// What the checks need to know of an implementation. Clones share the provider.
-#[derive(Clone)]
-pub struct ProviderFixture {
-    provider: Arc<dyn KubernetesAuthProvider>,
-    alice: CredentialRequest,
-    bob: CredentialRequest,
-    identity: Arc<Identity>,
-    anonymous: bool,
-    expires_at: Option<Timestamp>,
-    refused: Vec<(CredentialRequest, ErrorKind)>,
-    unworkable: Vec<(ClusterDetails, Vec<&'static str>)>,
-    canaries: Vec<Secret>,
-    clock: Arc<dyn Clock>,
-}
-
-/// Reads from header lines whom they name.
-type Identity = dyn Fn(&HeaderMap) -> String + Send + Sync;
-
-impl ProviderFixture {
-    /// A provider, and requests of two users for one cluster that must each get a credential, again and again.
-    pub fn new(
-        provider: impl KubernetesAuthProvider,
-        alice: CredentialRequest,
-        bob: CredentialRequest,
-    ) -> Self {
-        Self {
-            provider: Arc::new(provider),
-            alice,
-            bob,
-            identity: Arc::new(authorization_line),
-            anonymous: false,
-            expires_at: None,
-            refused: Vec::new(),
-            unworkable: Vec::new(),
-            canaries: Vec::new(),
-            clock: Arc::new(SystemClock),
-        }
-    }
-
-    /// Another provider for the same requests, usually a wrapper around the first.
-    pub fn with_provider(mut self, provider: impl KubernetesAuthProvider) -> Self {
-        self.provider = Arc::new(provider);
-        self
-    }
-
-    /// The same requests through [`CachingProvider`]: a provider must pass bare and cached.
-    pub fn cached(self) -> Self {
-        let cache = CachingProvider::with_clock_and_capacity(
-            self.provider.clone(),
-            self.clock.clone(),
-            CACHE_CAPACITY,
-        );
-        self.with_provider(Cached(cache))
-    }
-
-    /// How to read from header lines whom they name. Left out: the whole `Authorization` line names somebody, which is
-    /// right where one identity always gets one token.
-    pub fn with_identity(mut self, identity: impl Fn(&HeaderMap) -> String + Send + Sync + 'static) -> Self {
-        self.identity = Arc::new(identity);
-        self
-    }
-
-    /// The strategy is to send nothing. Left out: an anonymous credential is a failure.
-    pub fn anonymous(mut self) -> Self {
-        self.anonymous = true;
-        self
-    }
-
-    /// The UTC instant at which the two users' credentials end, which the provider must state.
-    pub fn with_expires_at(mut self, expires_at: Timestamp) -> Self {
-        self.expires_at = Some(expires_at);
-        self
-    }
-
-    /// A request that lacks what the strategy needs, or offers something expired, and the kind of the refusal.
-    pub fn refusing(mut self, request: CredentialRequest, kind: ErrorKind) -> Self {
-        self.refused.push((request, kind));
-        self
-    }
-
-    /// A cluster whose settings cannot work, and the keys of everything that is wrong with it.
-    pub fn with_unworkable(mut self, cluster: ClusterDetails, keys: &[&'static str]) -> Self {
-        self.unworkable.push((cluster, keys.to_vec()));
-        self
-    }
-
-    /// A secret that the provider knows or is given: a token, a key, a password.
-    pub fn with_canary(mut self, canary: Secret) -> Self {
-        self.canaries.push(canary);
-        self
-    }
-
-    /// The clock that the provider goes by. Left out: the machine's.
-    pub fn with_clock(mut self, clock: impl Clock) -> Self {
-        self.clock = Arc::new(clock);
-        self
-    }
-
-    async fn credential(&self, line: u8, request: &CredentialRequest) -> Credential {
-        match soon(line, self.provider.credential(request)).await {
-            Ok(credential) => credential,
-            Err(error) => panic!("line {line}: {} gets no credential: {error}", request.principal),
-        }
-    }
-
-    fn identity_of(&self, credential: &Credential) -> String {
-        let mut headers = HeaderMap::new();
-        credential.apply(&mut headers);
-        (self.identity)(&headers)
-    }
-}
-
-impl fmt::Debug for ProviderFixture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProviderFixture")
-            .field("provider", &self.provider)
-            .finish_non_exhaustive()
-    }
-}
+pub use super::provider_fixture::ProviderFixture;
 
 /// Every check, in the order of the contract.
 ///
@@ -413,38 +288,18 @@ pub async fn nothing_shows_a_secret(fixture: &ProviderFixture) {
     assert_no_secret(fixture, 8, "a log line", &transcript.text());
 }
 
-/// The cache as a provider, so that it passes the same checks.
-#[derive(Debug)]
-struct Cached(CachingProvider<Arc<dyn KubernetesAuthProvider>>);
-
-#[async_trait]
-#[deny(clippy::missing_trait_methods)]
-impl KubernetesAuthProvider for Cached {
-    fn name(&self) -> &str {
-        self.0.provider().name()
-    }
-
-    fn scope(&self, cluster: &ClusterDetails) -> CredentialScope {
-        self.0.provider().scope(cluster)
-    }
-
-    fn validate(&self, cluster: &ClusterDetails) -> Vec<Problem> {
-        self.0.provider().validate(cluster)
-    }
-
-    fn public_metadata(&self, cluster: &ClusterDetails) -> Metadata {
-        self.0.provider().public_metadata(cluster)
-    }
-
-    async fn credential(&self, request: &CredentialRequest) -> Result<Credential> {
-        match self.0.peek(request) {
-            Some(credential) => Ok(credential),
-            None => self.0.credential(request).await,
+impl ProviderFixture {
+    async fn credential(&self, line: u8, request: &CredentialRequest) -> Credential {
+        match soon(line, self.provider.credential(request)).await {
+            Ok(credential) => credential,
+            Err(error) => panic!("line {line}: {} gets no credential: {error}", request.principal),
         }
     }
 
-    async fn invalidate(&self, request: &CredentialRequest, refused: &Credential) -> bool {
-        self.0.invalidate(request, refused).await
+    fn identity_of(&self, credential: &Credential) -> String {
+        let mut headers = HeaderMap::new();
+        credential.apply(&mut headers);
+        (self.identity)(&headers)
     }
 }
 
@@ -472,13 +327,6 @@ fn everything_about(error: &Error) -> String {
     text
 }
 
-fn authorization_line(headers: &HeaderMap) -> String {
-    headers
-        .get(header::AUTHORIZATION)
-        .map(|line| String::from_utf8_lossy(line.as_bytes()).into_owned())
-        .unwrap_or_default()
-}
-
 async fn soon<T>(line: u8, call: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, call).await {
         Ok(answer) => answer,
@@ -487,9 +335,6 @@ async fn soon<T>(line: u8, call: impl Future<Output = T>) -> T {
 }
 
 const CALLS_AT_ONCE: usize = 64;
-
-/// Room for every request of a fixture.
-const CACHE_CAPACITY: usize = 10_000;
 
 /// Far more than any healthy source needs, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(30);

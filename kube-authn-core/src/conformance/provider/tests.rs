@@ -5,10 +5,13 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
+use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::{EntityRef, Metadata, Principal, Problem, Result, async_trait};
+use crate::{
+    EntityRef, ErrorKind, KubernetesAuthProvider, Metadata, Principal, Problem, Result, async_trait,
+};
 
 /// What is wrong with the provider.
 #[derive(Clone, Copy, Debug, PartialEq)]
