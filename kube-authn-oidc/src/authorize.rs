@@ -62,7 +62,12 @@ impl AuthorizationRequest {
     ///
     /// # Errors
     /// `ConfigInvalid` if the issuer has no authorization endpoint; `Unexpected` if the system has no random numbers.
-    pub fn new(issuer: &IssuerMetadata, client_id: &ClientId, redirect_uri: Url, scopes: &[&str]) -> Result<Self> {
+    pub fn new(
+        issuer: &IssuerMetadata,
+        client_id: &ClientId,
+        redirect_uri: Url,
+        scopes: &[&str],
+    ) -> Result<Self> {
         let endpoint = issuer.authorization_endpoint.as_ref().ok_or_else(|| {
             Error::new(
                 ErrorKind::ConfigInvalid,
@@ -204,7 +209,10 @@ impl Answer {
 }
 
 fn not_ours(why: &str) -> Error {
-    Error::new(ErrorKind::RequestInvalid, format!("this is not the answer to a login: {why}"))
+    Error::new(
+        ErrorKind::RequestInvalid,
+        format!("this is not the answer to a login: {why}"),
+    )
 }
 
 /// Errors of RFC 6749 section 4.1.2.1 and OpenID Connect Core section 3.1.2.6; anything else stays unnamed.
@@ -311,7 +319,9 @@ mod tests {
     #[test]
     fn answer_of_another_issuer_never_gives_a_code() {
         let (named, unnamed) = (request(true), request(false));
-        let answer = |request: &AuthorizationRequest, iss: &str| request.answer(&format!("code=c&state={}{iss}", state(request)));
+        let answer = |request: &AuthorizationRequest, iss: &str| {
+            request.answer(&format!("code=c&state={}{iss}", state(request)))
+        };
 
         assert!(answer(&named, "&iss=https%3A%2F%2Flogin.example.com%2F").is_ok());
         assert!(answer(&named, "").is_err());
@@ -324,7 +334,10 @@ mod tests {
     fn text_of_a_refusal_is_never_repeated() {
         let request = request(false);
         let kind = |error: &str| {
-            let query = format!("error={error}&error_description=%3Cscript%3Ecanary&state={}", state(&request));
+            let query = format!(
+                "error={error}&error_description=%3Cscript%3Ecanary&state={}",
+                state(&request)
+            );
             let failure = request.answer(&query).expect_err("refused");
             assert!(!format!("{failure} {failure:?}").contains("canary"));
             failure.kind()

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use kube_authn_core::{
-    BindingRule, EntityRef, Error, ErrorKind, IdentityBinding, Issuer, LoginConfig, Principal, Result, Subject, async_trait,
+    BindingRule, EntityRef, Error, ErrorKind, IdentityBinding, Issuer, LoginConfig, Principal, Result,
+    Subject, async_trait,
 };
 
 use crate::verify::VerifiedIdToken;
@@ -56,7 +57,11 @@ pub async fn bind<'a>(
     for rule in rules {
         match apply(rule, principal, user, token) {
             Outcome::Same => return Ok(user),
-            Outcome::Different => return Err(mismatch("these tokens belong to somebody else: log in as yourself")),
+            Outcome::Different => {
+                return Err(mismatch(
+                    "these tokens belong to somebody else: log in as yourself",
+                ));
+            }
             Outcome::FirstUse => {
                 pins.pin(user, token.issuer(), token.subject()).await?;
                 return Ok(user);
@@ -64,7 +69,9 @@ pub async fn bind<'a>(
             Outcome::DoesNotApply => {}
         }
     }
-    Err(mismatch("nothing shows that these tokens are yours: identityBinding has no rule that applies"))
+    Err(mismatch(
+        "nothing shows that these tokens are yours: identityBinding has no rule that applies",
+    ))
 }
 
 /// What one rule says.
@@ -88,10 +95,7 @@ fn apply(rule: &BindingRule, principal: &Principal, user: &EntityRef, token: &Ve
             _ => Outcome::DoesNotApply,
         },
         BindingRule::Email => match (principal.email(), token.email()) {
-            (Some(callers), Some(tokens)) => callers
-                .as_str()
-                .eq_ignore_ascii_case(tokens.as_str())
-                .into(),
+            (Some(callers), Some(tokens)) => callers.as_str().eq_ignore_ascii_case(tokens.as_str()).into(),
             _ => Outcome::DoesNotApply,
         },
         BindingRule::Claim(name) => match token.claim(name) {

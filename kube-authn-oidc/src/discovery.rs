@@ -65,7 +65,9 @@ impl IssuerClient {
         let client = self.clone();
         tokio::spawn(async move { client.refetch().await })
             .await
-            .map_err(|source| Error::new(ErrorKind::Unexpected, "the discovery of the issuer broke off").with_source(source))?
+            .map_err(|source| {
+                Error::new(ErrorKind::Unexpected, "the discovery of the issuer broke off").with_source(source)
+            })?
     }
 
     async fn refetch(&self) -> Result<Arc<IssuerMetadata>> {
@@ -180,8 +182,8 @@ impl IssuerMetadata {
             )
         };
         // The parser's own error may quote the document, so it is not kept.
-        let wire: WireMetadata =
-            serde_json::from_slice(document).map_err(|_| malformed("it is not the JSON of OpenID Connect Discovery"))?;
+        let wire: WireMetadata = serde_json::from_slice(document)
+            .map_err(|_| malformed("it is not the JSON of OpenID Connect Discovery"))?;
         if wire.issuer != issuer.as_str() {
             return Err(malformed(
                 "it names another issuer: configure the issuer exactly as it names itself, trailing slash included",
@@ -260,7 +262,13 @@ mod tests {
 
     #[test]
     fn endpoint_without_https_is_refused() {
-        for bad in ["http://a.example/jwks", "http://127.0.0.1/jwks", "file:///jwks", "https://u:p@a.example/", "/jwks"] {
+        for bad in [
+            "http://a.example/jwks",
+            "http://127.0.0.1/jwks",
+            "file:///jwks",
+            "https://u:p@a.example/",
+            "/jwks",
+        ] {
             let document = format!(r#"{{"issuer":"https://a.example","jwks_uri":"{bad}"}}"#);
 
             assert!(parse("https://a.example", &document).is_err(), "{bad}");

@@ -52,7 +52,11 @@ impl TokenClient {
     /// # Errors
     /// `LoginRequired` if the issuer refuses the code; `Unavailable` or `Timeout` if it did not answer, in which case the
     /// code may be spent; `ConfigInvalid` if it does not know the client; `Unexpected` for an answer that is none.
-    pub async fn exchange(&self, request: &AuthorizationRequest, code: &AuthorizationCode) -> Result<TokenAnswer> {
+    pub async fn exchange(
+        &self,
+        request: &AuthorizationRequest,
+        code: &AuthorizationCode,
+    ) -> Result<TokenAnswer> {
         self.tokens(&[
             ("grant_type", "authorization_code"),
             ("code", text(code.secret())?),
@@ -69,8 +73,11 @@ impl TokenClient {
     /// `LoginRequired` only for `invalid_grant`: the grant is gone. Everything else as for [`TokenClient::exchange`]; the
     /// grant then is as it was, or spent.
     pub async fn refresh(&self, refresh_token: &Secret) -> Result<TokenAnswer> {
-        self.tokens(&[("grant_type", "refresh_token"), ("refresh_token", text(refresh_token)?)])
-            .await
+        self.tokens(&[
+            ("grant_type", "refresh_token"),
+            ("refresh_token", text(refresh_token)?),
+        ])
+        .await
     }
 
     /// Revokes a refresh token and with it the tokens made from it. `false` if the issuer offers no revocation.
@@ -86,7 +93,10 @@ impl TokenClient {
             .post(
                 &metadata,
                 endpoint,
-                &[("token", text(refresh_token)?), ("token_type_hint", "refresh_token")],
+                &[
+                    ("token", text(refresh_token)?),
+                    ("token_type_hint", "refresh_token"),
+                ],
             )
             .await?;
         match (answer.status(), error_code(&answer)) {
@@ -113,7 +123,10 @@ impl TokenClient {
             StatusCode::OK => TokenAnswer::parse(answer.body()).ok_or_else(|| {
                 Error::new(
                     ErrorKind::Unexpected,
-                    format!("what issuer {} answers is no token answer (RFC 6749 section 5.1)", metadata.issuer),
+                    format!(
+                        "what issuer {} answers is no token answer (RFC 6749 section 5.1)",
+                        metadata.issuer
+                    ),
                 )
             }),
             status => Err(self.failure(status, error_code(&answer)).with_retryable(false)),
@@ -137,7 +150,10 @@ impl TokenClient {
             Some(secret) => authorization = Some(basic(&self.client_id, secret)?),
             None => fields.push(("client_id", self.client_id.as_str())),
         }
-        self.issuer.transport().post_form(endpoint, authorization, &fields).await
+        self.issuer
+            .transport()
+            .post_form(endpoint, authorization, &fields)
+            .await
     }
 
     fn failure(&self, status: StatusCode, code: Option<&'static str>) -> Error {
@@ -147,10 +163,16 @@ impl TokenClient {
                 ErrorKind::LoginRequired,
                 format!("issuer {issuer} no longer accepts this login: log in again"),
             ),
-            (429, _) => Error::new(ErrorKind::RateLimited, format!("issuer {issuer} asks for fewer requests")),
+            (429, _) => Error::new(
+                ErrorKind::RateLimited,
+                format!("issuer {issuer} asks for fewer requests"),
+            ),
             (400..=499, Some(code)) => Error::new(
                 ErrorKind::ConfigInvalid,
-                format!("issuer {issuer} refuses client {} ({code}): compare the registration", self.client_id),
+                format!(
+                    "issuer {issuer} refuses client {} ({code}): compare the registration",
+                    self.client_id
+                ),
             ),
             (status, _) => Error::new(
                 ErrorKind::Unavailable,
@@ -233,8 +255,9 @@ fn basic(client_id: &ClientId, secret: &Secret) -> Result<HeaderValue> {
         encode(secret.expose())
     ));
     let line = Zeroizing::new(format!("Basic {}", STANDARD.encode(&*pair)));
-    let mut value = HeaderValue::from_str(&line)
-        .map_err(|source| Error::new(ErrorKind::ConfigInvalid, "the client secret is no header value").with_source(source))?;
+    let mut value = HeaderValue::from_str(&line).map_err(|source| {
+        Error::new(ErrorKind::ConfigInvalid, "the client secret is no header value").with_source(source)
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -286,9 +309,12 @@ mod tests {
 
     #[test]
     fn halves_of_basic_authentication_are_form_encoded() {
-        let header = basic(&ClientId::new("a:b c").expect("a client"), &Secret::new("p%+ü")).expect("a header");
+        let header =
+            basic(&ClientId::new("a:b c").expect("a client"), &Secret::new("p%+ü")).expect("a header");
 
-        let decoded = STANDARD.decode(&header.as_bytes()["Basic ".len()..]).expect("base64");
+        let decoded = STANDARD
+            .decode(&header.as_bytes()["Basic ".len()..])
+            .expect("base64");
         assert_eq!(decoded, b"a%3Ab+c:p%25%2B%C3%BC");
         assert!(header.is_sensitive());
     }

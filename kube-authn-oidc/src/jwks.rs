@@ -171,14 +171,20 @@ impl KeySet {
                 format!("what issuer {issuer} gives as its key set is none (RFC 7517)"),
             )
         })?;
-        let keys = wire.keys.into_iter().take(MAX_KEYS).filter_map(Key::parse).collect();
+        let keys = wire
+            .keys
+            .into_iter()
+            .take(MAX_KEYS)
+            .filter_map(Key::parse)
+            .collect();
         Ok(Self { keys })
     }
 
     /// What the keys say about a signature.
     pub(crate) fn check(&self, signed: &Signed<'_>) -> Verdict {
         let mut fitting = self.keys.iter().filter(|key| {
-            key.fits(signed.alg, signed.algorithm) && signed.key_id.is_none_or(|id| key.id.as_deref() == Some(id))
+            key.fits(signed.alg, signed.algorithm)
+                && signed.key_id.is_none_or(|id| key.id.as_deref() == Some(id))
         });
         let Some(first) = fitting.next() else {
             return Verdict::NoKey;
@@ -265,7 +271,9 @@ impl KeyCache {
         let issuer = issuer.clone();
         tokio::spawn(async move { issuer.keys().refetch(&issuer, need).await })
             .await
-            .map_err(|source| Error::new(ErrorKind::Unexpected, "the fetch of the key set broke off").with_source(source))?
+            .map_err(|source| {
+                Error::new(ErrorKind::Unexpected, "the fetch of the key set broke off").with_source(source)
+            })?
     }
 
     async fn refetch(&self, issuer: &IssuerClient, need: Need) -> Result<Fetched> {
@@ -301,7 +309,10 @@ impl KeyCache {
             }
             (Err(_), Some(known)) => Ok(known),
             (Err(failure), None) => Err(failure.unwrap_or_else(|| {
-                Error::new(ErrorKind::Unavailable, "the key set of the issuer is not known yet")
+                Error::new(
+                    ErrorKind::Unavailable,
+                    "the key set of the issuer is not known yet",
+                )
             })),
         }
     }

@@ -101,7 +101,12 @@ pub struct LoginVerifier {
 
 impl LoginVerifier {
     /// A verifier for this login, whose issuer `issuer` is a client of.
-    pub fn new(login: LoginConfig, issuer: IssuerClient, clock: Arc<dyn Clock>, pins: Arc<dyn IdentityPins>) -> Self {
+    pub fn new(
+        login: LoginConfig,
+        issuer: IssuerClient,
+        clock: Arc<dyn Clock>,
+        pins: Arc<dyn IdentityPins>,
+    ) -> Self {
         let mut verifier = IdTokenVerifier::new(issuer, clock.clone()).with_lifetimes(login.lifetimes);
         if let Some(client_id) = &login.client_id {
             verifier = verifier.with_client_id(client_id.clone());
@@ -149,7 +154,10 @@ impl LoginVerifier {
     }
 
     async fn verified(&self, principal: &Principal, posted: PostedTokens) -> Result<NewLogin> {
-        let identity = self.verifier.verify(&posted.id_token, posted.nonce.as_ref()).await?;
+        let identity = self
+            .verifier
+            .verify(&posted.id_token, posted.nonce.as_ref())
+            .await?;
         let tokens = self.token_set(&identity, posted).await?;
         let user = bind(&self.login, principal, &identity, &self.pins).await?;
         let expires_at = self
@@ -193,7 +201,12 @@ impl LoginVerifier {
     }
 
     /// When an access token that no cluster gets ends, as far as anybody says: itself, the issuer, else the ID token.
-    fn unverified_end(&self, token: &Secret, expires_in: Option<std::time::Duration>, identity: &VerifiedIdToken) -> Timestamp {
+    fn unverified_end(
+        &self,
+        token: &Secret,
+        expires_in: Option<std::time::Duration>,
+        identity: &VerifiedIdToken,
+    ) -> Timestamp {
         let stated = UnverifiedClaims::of(token.expose()).and_then(|claims| claims.expires_at());
         let counted = || {
             let lifetime = SignedDuration::try_from(expires_in?).ok()?;
@@ -205,9 +218,14 @@ impl LoginVerifier {
 
 /// Access and refresh tokens are printable ASCII (RFC 6749 appendix A): anything else would end a header or a form early.
 fn sendable(token: &Secret) -> Result<()> {
-    let printable = token.expose().iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ');
+    let printable = token
+        .expose()
+        .iter()
+        .all(|byte| byte.is_ascii_graphic() || *byte == b' ');
     match !token.is_empty() && token.len() <= MAX_JWT_BYTES && printable {
         true => Ok(()),
-        false => Err(rejected("a posted token is empty, longer than 16 KiB, or not printable ASCII")),
+        false => Err(rejected(
+            "a posted token is empty, longer than 16 KiB, or not printable ASCII",
+        )),
     }
 }

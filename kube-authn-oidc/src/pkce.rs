@@ -66,31 +66,46 @@ mod tests {
 
     #[test]
     fn challenge_is_the_one_of_rfc_7636_appendix_b() {
-        let verifier = CodeVerifier::new(Secret::new("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk")).expect("legal");
+        let verifier =
+            CodeVerifier::new(Secret::new("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk")).expect("legal");
 
-        assert_eq!(verifier.challenge(), "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
+        assert_eq!(
+            verifier.challenge(),
+            "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+        );
     }
 
     #[test]
     fn octets_of_rfc_7636_appendix_b_encode_to_its_verifier() {
         let octets = [
-            116, 24, 223, 180, 151, 153, 224, 37, 79, 250, 96, 125, 216, 173, 187, 186, 22, 212, 37, 77, 105, 214, 191,
-            240, 91, 88, 5, 88, 83, 132, 141, 121,
+            116, 24, 223, 180, 151, 153, 224, 37, 79, 250, 96, 125, 216, 173, 187, 186, 22, 212, 37, 77, 105,
+            214, 191, 240, 91, 88, 5, 88, 83, 132, 141, 121,
         ];
 
-        assert_eq!(URL_SAFE_NO_PAD.encode(octets), "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk");
+        assert_eq!(
+            URL_SAFE_NO_PAD.encode(octets),
+            "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
+        );
     }
 
     #[test]
     fn random_verifiers_are_legal_and_differ() {
-        let (a, b) = (CodeVerifier::random().expect("random"), CodeVerifier::random().expect("random"));
+        let (a, b) = (
+            CodeVerifier::random().expect("random"),
+            CodeVerifier::random().expect("random"),
+        );
 
         assert!(a != b && CodeVerifier::new(a.secret().clone()).is_ok());
     }
 
     #[test]
     fn short_long_and_odd_verifiers_are_refused() {
-        for bad in ["a".repeat(42), "a".repeat(129), format!("{} ", "a".repeat(43)), "ü".repeat(30)] {
+        for bad in [
+            "a".repeat(42),
+            "a".repeat(129),
+            format!("{} ", "a".repeat(43)),
+            "ü".repeat(30),
+        ] {
             assert!(CodeVerifier::new(Secret::new(bad)).is_err());
         }
     }

@@ -5,7 +5,9 @@ use std::{fmt, sync::Arc, time::Duration};
 use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::{SignedDuration, Timestamp};
-use kube_authn_core::{ClientId, Clock, Error, ErrorKind, Issuer, Lifetimes, Result, Secret, Subject, VerifiedEmail};
+use kube_authn_core::{
+    ClientId, Clock, Error, ErrorKind, Issuer, Lifetimes, Result, Secret, Subject, VerifiedEmail,
+};
 use serde_json::Value;
 use subtle::ConstantTimeEq;
 
@@ -81,7 +83,9 @@ impl IdTokenVerifier {
         if let Some(nonce) = nonce {
             let same = claims.text("nonce")?.is_some_and(|claim| nonce.is(claim));
             if !same {
-                return Err(rejected("the ID token does not carry the nonce of this login: log in again"));
+                return Err(rejected(
+                    "the ID token does not carry the nonce of this login: log in again",
+                ));
             }
         }
         Ok(VerifiedIdToken {
@@ -111,7 +115,9 @@ impl IdTokenVerifier {
         let for_client = named.contains(&Some(client))
             || (named == [None, None] && claims.audience()?.iter().any(|audience| audience == client));
         if !for_client {
-            return Err(rejected("the access token is issued for another client than the ID token"));
+            return Err(rejected(
+                "the access token is issued for another client than the ID token",
+            ));
         }
         self.expect_time(&claims)
     }
@@ -120,7 +126,9 @@ impl IdTokenVerifier {
     async fn signed_claims(&self, token: &Secret, purpose: Purpose) -> Result<(Claims, SignatureAlgorithm)> {
         let jws = Jws::parse(token.expose())?;
         if purpose == Purpose::IdToken && jws.is_typed_as_another_token() {
-            return Err(rejected("the token is no ID token: its type says that it is another one"));
+            return Err(rejected(
+                "the token is no ID token: its type says that it is another one",
+            ));
         }
         if self.verify_signature {
             match self.issuer.keys().verify(&self.issuer, &jws.signed()).await {
@@ -169,13 +177,17 @@ impl IdTokenVerifier {
         let client_id = match &self.client_id {
             Some(client_id) => {
                 if !audience.iter().any(|audience| audience == client_id.as_str()) {
-                    return Err(rejected(format!("the token is not issued for client {client_id}")));
+                    return Err(rejected(format!(
+                        "the token is not issued for client {client_id}"
+                    )));
                 }
                 if authorized.is_none() && audience.len() > 1 {
                     return Err(rejected("the token has several audiences and no azp claim"));
                 }
                 if authorized.is_some_and(|authorized| authorized != client_id.as_str()) {
-                    return Err(rejected(format!("the token is issued to another client than {client_id}")));
+                    return Err(rejected(format!(
+                        "the token is issued to another client than {client_id}"
+                    )));
                 }
                 client_id.clone()
             }
@@ -189,7 +201,8 @@ impl IdTokenVerifier {
                         ));
                     }
                 };
-                ClientId::new(client).map_err(|_| rejected("the client that the token is issued for is malformed"))?
+                ClientId::new(client)
+                    .map_err(|_| rejected("the client that the token is issued for is malformed"))?
             }
         };
         Ok((audience, client_id))
@@ -213,7 +226,10 @@ impl IdTokenVerifier {
             return Err(rejected("Token expired"));
         }
         let latest = after(now, LEEWAY);
-        if claims.instant("nbf")?.is_some_and(|not_before| not_before > latest) {
+        if claims
+            .instant("nbf")?
+            .is_some_and(|not_before| not_before > latest)
+        {
             return Err(rejected("the token is not valid yet: compare the clocks"));
         }
         if issued_at.is_some_and(|issued_at| issued_at > latest) {
@@ -295,7 +311,9 @@ impl VerifiedIdToken {
             let hash = digest::digest(self.digest, access_token.expose());
             let left_half = URL_SAFE_NO_PAD.encode(&hash.as_ref()[..hash.as_ref().len() / 2]);
             if !bool::from(left_half.as_bytes().ct_eq(expected.as_bytes())) {
-                return Err(rejected("the access token is not the one that the ID token was issued with"));
+                return Err(rejected(
+                    "the access token is not the one that the ID token was issued with",
+                ));
             }
         }
         match Claims::unverified(access_token.expose()) {

@@ -44,7 +44,9 @@ impl Claims {
             return None;
         };
         let _: Map<String, Value> = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
-        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok().map(Self)
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?)
+            .ok()
+            .map(Self)
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Value> {
@@ -74,7 +76,10 @@ impl Claims {
             Some(_) => return Err(wrong_type(name)),
         };
         let out_of_range = || rejected(format!("the {name} claim of the token is out of range"));
-        #[allow(clippy::cast_possible_truncation, reason = "guarded by the range, and fractions are to be cut")]
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "guarded by the range, and fractions are to be cut"
+        )]
         let seconds = match (number.as_i64(), number.as_f64()) {
             (Some(seconds), _) => seconds,
             (None, Some(float)) if (0.0..LAST_SECOND).contains(&float) => float as i64,
@@ -83,7 +88,9 @@ impl Claims {
         if seconds < 0 {
             return Err(out_of_range());
         }
-        Timestamp::from_second(seconds).map(Some).map_err(|_| out_of_range())
+        Timestamp::from_second(seconds)
+            .map(Some)
+            .map_err(|_| out_of_range())
     }
 
     /// `sub`.
@@ -158,11 +165,27 @@ mod tests {
 
     #[test]
     fn instant_of_wrong_type_never_counts_as_absent() {
-        for wrong in [json!("1000"), json!(null), json!(true), json!([1000]), json!({"exp": 1000})] {
+        for wrong in [
+            json!("1000"),
+            json!(null),
+            json!(true),
+            json!([1000]),
+            json!({"exp": 1000}),
+        ] {
             assert!(claims(json!({ "exp": wrong })).instant("exp").is_err());
         }
-        for out_of_range in [json!(-1), json!(-0.5), json!(u64::MAX), json!(i64::MAX), json!(1e300), json!(253_402_300_800_i64)] {
-            assert!(claims(json!({ "exp": out_of_range })).instant("exp").is_err(), "{out_of_range}");
+        for out_of_range in [
+            json!(-1),
+            json!(-0.5),
+            json!(u64::MAX),
+            json!(i64::MAX),
+            json!(1e300),
+            json!(253_402_300_800_i64),
+        ] {
+            assert!(
+                claims(json!({ "exp": out_of_range })).instant("exp").is_err(),
+                "{out_of_range}"
+            );
         }
         assert!(Claims::parse(r#"{"exp":1e400}"#).is_err());
         assert!(Claims::parse(r#"{"exp":NaN}"#).is_err());
@@ -170,7 +193,11 @@ mod tests {
 
     #[test]
     fn fractions_of_seconds_are_cut() {
-        let read = |value| claims(json!({ "exp": value })).instant("exp").expect("an instant");
+        let read = |value| {
+            claims(json!({ "exp": value }))
+                .instant("exp")
+                .expect("an instant")
+        };
 
         assert_eq!(read(json!(1000.9)), Timestamp::from_second(1000).ok());
         assert_eq!(read(json!(0)), Timestamp::from_second(0).ok());
@@ -179,7 +206,16 @@ mod tests {
 
     #[test]
     fn audience_of_wrong_type_is_refused() {
-        for wrong in [json!([]), json!(""), json!([""]), json!(["a", 7]), json!([["a"]]), json!({"a": 1}), json!(null), json!(7)] {
+        for wrong in [
+            json!([]),
+            json!(""),
+            json!([""]),
+            json!(["a", 7]),
+            json!([["a"]]),
+            json!({"a": 1}),
+            json!(null),
+            json!(7),
+        ] {
             assert!(claims(json!({ "aud": wrong })).audience().is_err(), "{wrong}");
         }
         assert!(claims(json!({})).audience().is_err());

@@ -36,7 +36,9 @@ impl<'a> Jws<'a> {
         let (header, payload, signature) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
             (Some(header), Some(payload), Some(signature), None) => (header, payload, signature),
             _ => {
-                return Err(rejected("Invalid JWT format: opaque and encrypted tokens cannot be verified"));
+                return Err(rejected(
+                    "Invalid JWT format: opaque and encrypted tokens cannot be verified",
+                ));
             }
         };
         let message = &token[..header.len() + 1 + payload.len()];
@@ -50,7 +52,9 @@ impl<'a> Jws<'a> {
         };
         // RFC 7515 section 4.1.11: what must be understood and is not makes the token invalid. Nothing is understood here.
         if header.contains_key("crit") {
-            return Err(rejected("Invalid JWT format: the header demands an extension (crit)"));
+            return Err(rejected(
+                "Invalid JWT format: the header demands an extension (crit)",
+            ));
         }
         let alg = text("alg")?.unwrap_or_default();
         let algorithm = SignatureAlgorithm::of(&alg)
@@ -58,7 +62,8 @@ impl<'a> Jws<'a> {
         Ok(Self {
             message,
             payload,
-            signature: decode(signature).ok_or_else(|| rejected("Invalid JWT format: malformed signature"))?,
+            signature: decode(signature)
+                .ok_or_else(|| rejected("Invalid JWT format: malformed signature"))?,
             key_id: text("kid")?,
             typ: text("typ")?,
             alg,
@@ -112,14 +117,30 @@ mod tests {
 
     #[test]
     fn algorithm_none_and_shared_secrets_are_refused() {
-        for alg in ["none", "None", "NONE", "nOnE", "HS256", "HS384", "HS512", "EdDSA", "rs256", "RS1", ""] {
-            assert!(Jws::parse(&token(&format!(r#"{{"alg":"{alg}"}}"#))).is_err(), "{alg}");
+        for alg in [
+            "none", "None", "NONE", "nOnE", "HS256", "HS384", "HS512", "EdDSA", "rs256", "RS1", "",
+        ] {
+            assert!(
+                Jws::parse(&token(&format!(r#"{{"alg":"{alg}"}}"#))).is_err(),
+                "{alg}"
+            );
         }
-        for header in ["{}", r#"{"alg":null}"#, r#"{"alg":["RS256"]}"#, r#"["RS256"]"#, r#"{"alg":"RS256","kid":7}"#] {
+        for header in [
+            "{}",
+            r#"{"alg":null}"#,
+            r#"{"alg":["RS256"]}"#,
+            r#"["RS256"]"#,
+            r#"{"alg":"RS256","kid":7}"#,
+        ] {
             assert!(Jws::parse(&token(header)).is_err(), "{header}");
         }
-        for alg in ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"] {
-            assert!(Jws::parse(&token(&format!(r#"{{"alg":"{alg}"}}"#))).is_ok(), "{alg}");
+        for alg in [
+            "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512",
+        ] {
+            assert!(
+                Jws::parse(&token(&format!(r#"{{"alg":"{alg}"}}"#))).is_ok(),
+                "{alg}"
+            );
         }
     }
 

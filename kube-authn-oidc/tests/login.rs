@@ -1,0 +1,588 @@
+//! From a browser's answer to a login that may be stored: exchange, verification, binding.
+
+mod support;
+
+use std::sync::{Arc, Mutex};
+
+use kube_authn_core::{
+    BindingRule, EntityRef, Error, ErrorKind, IdentityBinding, LoginConfig, Principal, Secret, Subject,
+    TokenForCluster, VerifiedEmail,
+};
+use kube_authn_oidc::{AuthorizationRequest, LoginVerifier, NewLogin, PostedTokens, TokenClient, url::Url};
+use serde_json::{Value, json};
+use support::{Answer, FakeIssuer, MemoryPins, NOW, Signer, client_id, clock};
+
+fn user(name: &str) -> Principal {
+    Principal::user(EntityRef::parse(name).expect("an entity reference"))
+}
+
+fn alice() -> Principal {
+    user("user:default/alice")
+}
+
+fn subject(text: &str) -> Subject {
+    Subject::new(text).expect("a subject")
+}
+
+fn email(text: &str) -> VerifiedEmail {
+    VerifiedEmail::new(text).expect("an address")
+}
+
+struct Scene {
+    issuer: FakeIssuer,
+    key: Signer,
+    verifier: LoginVerifier,
+}
+
+impl Scene {
+    async fn new(change: impl FnOnce(&mut LoginConfig)) -> Self {
+        let key = Signer::p256("k");
+        let issuer = FakeIssuer::start(&[&key]).await;
+        let mut login = LoginConfig::new(issuer.issuer()).with_client_id(client_id());
+        login.guests = vec![EntityRef::parse("user:development/guest").expect("an entity reference")];
+        change(&mut login);
+        let verifier = LoginVerifier::new(
+            login,
+            issuer.client(),
+            Arc::new(clock()),
+            Arc::new(MemoryPins::default()),
+        );
+        Self {
+            issuer,
+            key,
+            verifier,
+        }
+    }
+
+    async fn with_rules(rules: Vec<BindingRule>) -> Self {
+        Self::new(|login| login.binding = IdentityBinding::Rules(rules)).await
+    }
+
+    fn token(&self, changes: Value) -> Secret {
+        self.key.token(&self.issuer.claims(changes))
+    }
+
+    async fn post(&self, who: &Principal, changes: Value) -> Result<NewLogin, Error> {
+        self.verifier
+            .verify(who, PostedTokens::new(self.token(changes)))
+            .await
+    }
+
+    async fn refused(&self, who: &Principal, changes: Value) -> &'static str {
+        let error = self.post(who, changes).await.expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        error.code()
+    }
+}
+
+#[tokio::test]
+async fn first_use_pins_one_subject_to_one_user() {
+    let scene = Scene::new(|_| ()).await;
+
+    let login = scene.post(&alice(), json!({})).await.expect("first use");
+
+    assert_eq!(login.key.principal.as_str(), "user:default/alice");
+    assert_eq!(
+        (&login.key.issuer, &login.key.client_id),
+        (&scene.issuer.issuer(), &client_id())
+    );
+    assert_eq!(login.subject, subject("alice-sub"));
+    assert_eq!(login.expires_at.as_second(), NOW + 3600);
+    assert!(scene.post(&alice(), json!({})).await.is_ok());
+    assert_eq!(
+        scene.refused(&alice(), json!({"sub": "bob-sub"})).await,
+        "identity_mismatch"
+    );
+    assert_eq!(
+        scene.refused(&user("user:default/bob"), json!({})).await,
+        "identity_mismatch"
+    );
+}
+
+#[tokio::test]
+async fn subject_of_the_same_issuer_decides_in_both_directions() {
+    let scene = Scene::new(|_| ()).await;
+    let known = |sub: &str| alice().with_verified(scene.issuer.issuer(), subject(sub));
+
+    assert!(scene.post(&known("alice-sub"), json!({})).await.is_ok());
+    // Equal e-mail addresses do not outvote different subjects of one issuer.
+    let same_email = json!({"email": "a@b.example", "email_verified": true});
+    let somebody = known("somebody").with_email(email("a@b.example"));
+    assert_eq!(scene.refused(&somebody, same_email).await, "identity_mismatch");
+}
+
+#[tokio::test]
+async fn bobs_tokens_are_never_stored_under_alice() {
+    let scene = Scene::new(|_| ()).await;
+    let alice = alice().with_email(email("alice@example.com"));
+    let verified = |address: &str| json!({"email": address, "email_verified": true});
+
+    assert!(scene.post(&alice, verified("Alice@Example.com")).await.is_ok());
+    for other in ["bob@example.com", "alice@evil.example"] {
+        assert_eq!(scene.refused(&alice, verified(other)).await, "identity_mismatch");
+    }
+}
+
+#[tokio::test]
+async fn unverified_email_never_binds() {
+    let scene = Scene::with_rules(vec![BindingRule::Email]).await;
+    let alice = alice().with_email(email("alice@example.com"));
+
+    for claims in [
+        json!({"email": "alice@example.com"}),
+        json!({"email": "alice@example.com", "email_verified": false}),
+        json!({"email_verified": true}),
+    ] {
+        assert_eq!(scene.refused(&alice, claims).await, "identity_mismatch");
+    }
+    assert_eq!(
+        scene
+            .refused(
+                &self::alice(),
+                json!({"email": "alice@example.com", "email_verified": true})
+            )
+            .await,
+        "identity_mismatch"
+    );
+}
+
+#[tokio::test]
+async fn claim_binds_the_whole_entity_reference_only() {
+    let scene = Scene::with_rules(vec![BindingRule::Claim("entity".to_owned())]).await;
+
+    assert!(
+        scene
+            .post(&alice(), json!({"entity": "User:Default/Alice"}))
+            .await
+            .is_ok()
+    );
+    for claim in [
+        json!("alice"),
+        json!("user:default/bob"),
+        json!(["user:default/alice"]),
+        json!(""),
+        json!(7),
+    ] {
+        assert_eq!(
+            scene.refused(&alice(), json!({ "entity": claim })).await,
+            "identity_mismatch"
+        );
+    }
+    assert_eq!(scene.refused(&alice(), json!({})).await, "identity_mismatch");
+}
+
+#[tokio::test]
+async fn rules_apply_in_their_order() {
+    let scene = Scene::with_rules(vec![
+        BindingRule::Subject,
+        BindingRule::Claim("entity".to_owned()),
+        BindingRule::None,
+    ])
+    .await;
+    let known = alice().with_verified(scene.issuer.issuer(), subject("somebody"));
+
+    assert_eq!(
+        scene
+            .refused(&known, json!({"entity": "user:default/alice"}))
+            .await,
+        "identity_mismatch"
+    );
+    assert_eq!(
+        scene
+            .refused(&alice(), json!({"entity": "user:default/bob"}))
+            .await,
+        "identity_mismatch"
+    );
+    assert!(scene.post(&alice(), json!({})).await.is_ok());
+}
+
+#[tokio::test]
+async fn guests_services_and_nobody_never_log_in() {
+    let scene = Scene::with_rules(vec![BindingRule::None]).await;
+
+    assert_eq!(
+        scene.refused(&user("user:Development/Guest"), json!({})).await,
+        "guest"
+    );
+    assert_eq!(
+        scene
+            .refused(&Principal::service("plugin:catalog"), json!({}))
+            .await,
+        "forbidden"
+    );
+    assert_eq!(
+        scene.refused(&Principal::anonymous(), json!({})).await,
+        "forbidden"
+    );
+}
+
+#[tokio::test]
+async fn access_token_of_somebody_else_is_refused() {
+    let scene = Scene::new(|_| ()).await;
+    let posted = |access: Secret| PostedTokens::new(scene.token(json!({}))).with_access_token(access);
+
+    let bobs = scene
+        .verifier
+        .verify(&alice(), posted(scene.token(json!({"sub": "bob-sub"}))))
+        .await;
+
+    assert_eq!(bobs.expect_err("bob's").code(), "identity_mismatch");
+    assert!(
+        scene
+            .verifier
+            .verify(&alice(), posted(scene.token(json!({"aud": "api"}))))
+            .await
+            .is_ok()
+    );
+    assert!(
+        scene
+            .verifier
+            .verify(&alice(), posted(Secret::new("opaque")))
+            .await
+            .is_ok()
+    );
+    for bad in ["", "a\nb", "ü"] {
+        let error = scene
+            .verifier
+            .verify(&alice(), posted(Secret::new(bad)))
+            .await
+            .expect_err("not sendable");
+        assert_eq!(error.kind(), ErrorKind::TokenRejected);
+    }
+}
+
+#[tokio::test]
+async fn cluster_never_gets_an_access_token_that_nobody_can_verify() {
+    let scene = Scene::new(|login| login.token_for_cluster = TokenForCluster::AccessToken).await;
+    let verify = async |access: Option<Secret>| {
+        let mut posted = PostedTokens::new(scene.token(json!({})));
+        posted.access_token = access;
+        scene.verifier.verify(&alice(), posted).await
+    };
+    let other_key = Signer::p256("k").token(&scene.issuer.claims(json!({})));
+
+    let login = verify(Some(
+        scene.token(json!({"aud": "api", "azp": "kubernetes", "exp": NOW + 60})),
+    ))
+    .await;
+    assert_eq!(login.expect("verified").expires_at.as_second(), NOW + 60);
+    for bad in [
+        None,
+        Some(Secret::new("opaque")),
+        Some(Secret::new("a.b.c.d.e")),
+        Some(other_key),
+        Some(scene.token(json!({"iss": "https://other.example/"}))),
+        Some(scene.token(json!({"exp": NOW - 100}))),
+        Some(scene.token(json!({"azp": "other"}))),
+        Some(scene.token(json!({"aud": "api"}))),
+    ] {
+        assert_eq!(
+            verify(bad).await.expect_err("refused").kind(),
+            ErrorKind::TokenRejected
+        );
+    }
+    let bobs = verify(Some(scene.token(json!({"sub": "bob-sub"}))))
+        .await
+        .expect_err("bob's");
+    assert_eq!(bobs.code(), "identity_mismatch");
+}
+
+#[tokio::test]
+async fn signature_is_believed_only_if_the_login_says_so() {
+    let forged = |scene: &Scene| Signer::p256("k").token(&scene.issuer.claims(json!({})));
+    let strict = Scene::new(|_| ()).await;
+    let lax = Scene::new(|login| login.verify_signature = false).await;
+
+    assert!(
+        strict
+            .verifier
+            .verify(&alice(), PostedTokens::new(forged(&strict)))
+            .await
+            .is_err()
+    );
+    assert!(
+        lax.verifier
+            .verify(&alice(), PostedTokens::new(forged(&lax)))
+            .await
+            .is_ok()
+    );
+    // Every other check stays.
+    let expired = Signer::p256("k").token(&lax.issuer.claims(json!({"exp": NOW - 100})));
+    assert!(
+        lax.verifier
+            .verify(&alice(), PostedTokens::new(expired))
+            .await
+            .is_err()
+    );
+    let hmac = support::encode(r#"{"alg":"none"}"#);
+    let unsigned = format!(
+        "{hmac}.{}.",
+        support::encode(lax.issuer.claims(json!({})).to_string())
+    );
+    assert!(
+        lax.verifier
+            .verify(&alice(), PostedTokens::new(Secret::new(unsigned)))
+            .await
+            .is_err()
+    );
+}
+
+async fn begun(scene: &Scene) -> (TokenClient, AuthorizationRequest) {
+    let client = scene.issuer.client();
+    let metadata = client.metadata().await.expect("metadata");
+    let redirect = Url::parse("http://127.0.0.1:8000/").expect("a URL");
+    let request =
+        AuthorizationRequest::new(&metadata, &client_id(), redirect, &["email"]).expect("a request");
+    (TokenClient::new(client, client_id()), request)
+}
+
+fn parameter(request: &AuthorizationRequest, name: &str) -> String {
+    let pair = request.url().query_pairs().find(|(key, _)| key == name);
+    pair.expect("the parameter").1.into_owned()
+}
+
+#[tokio::test]
+async fn code_becomes_a_login() {
+    let scene = Scene::new(|_| ()).await;
+    let (client, request) = begun(&scene).await;
+    let id_token = scene.token(json!({"nonce": parameter(&request, "nonce")}));
+    scene.issuer.tokens(Answer::Json(json!({
+        "access_token": "opaque", "token_type": "Bearer", "expires_in": 60, "refresh_token": "refresh",
+        "id_token": id_token.expose_str(),
+    })));
+    let iss: String = url::form_urlencoded::byte_serialize(scene.issuer.url().as_bytes()).collect();
+
+    let code = request
+        .answer(&format!(
+            "code=c-1&state={}&iss={iss}",
+            parameter(&request, "state")
+        ))
+        .expect("a code");
+    let answer = client.exchange(&request, &code).await.expect("tokens");
+    let posted = PostedTokens::of_login(answer, request.nonce()).expect("an ID token");
+    let login = scene.verifier.verify(&alice(), posted).await.expect("a login");
+
+    assert_eq!(login.tokens.refresh_token, Some(Secret::new("refresh")));
+    assert_eq!(
+        login
+            .tokens
+            .access_token
+            .expect("an access token")
+            .expires_at
+            .as_second(),
+        NOW + 60
+    );
+    let form = &scene.issuer.posts()[0];
+    let field = |name: &str| {
+        form.iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    };
+    assert_eq!(field("grant_type"), Some("authorization_code"));
+    assert_eq!(field("code"), Some("c-1"));
+    assert_eq!(field("client_id"), Some("kubernetes"));
+    assert_eq!(field("redirect_uri"), Some("http://127.0.0.1:8000/"));
+    let verifier =
+        kube_authn_oidc::CodeVerifier::new(Secret::new(field("code_verifier").expect("a verifier")))
+            .expect("legal");
+    assert_eq!(verifier.challenge(), parameter(&request, "code_challenge"));
+}
+
+#[tokio::test]
+async fn id_token_of_another_login_is_refused() {
+    let scene = Scene::new(|_| ()).await;
+    let (client, request) = begun(&scene).await;
+    let (_, other) = begun(&scene).await;
+    let id_token = scene.token(json!({"nonce": parameter(&other, "nonce")}));
+    scene.issuer.tokens(Answer::Json(json!({
+        "access_token": "opaque", "token_type": "Bearer", "id_token": id_token.expose_str(),
+    })));
+    let iss: String = url::form_urlencoded::byte_serialize(scene.issuer.url().as_bytes()).collect();
+    let code = request
+        .answer(&format!(
+            "code=c&state={}&iss={iss}",
+            parameter(&request, "state")
+        ))
+        .expect("a code");
+
+    let answer = client.exchange(&request, &code).await.expect("tokens");
+    let posted = PostedTokens::of_login(answer, request.nonce()).expect("an ID token");
+
+    assert_eq!(
+        scene
+            .verifier
+            .verify(&alice(), posted)
+            .await
+            .expect_err("another nonce")
+            .kind(),
+        ErrorKind::TokenRejected
+    );
+}
+
+#[tokio::test]
+async fn only_invalid_grant_ends_a_login() {
+    let scene = Scene::new(|_| ()).await;
+    let (client, _) = begun(&scene).await;
+    let outcome = async |answer: Answer| {
+        scene.issuer.tokens(answer);
+        let error = client
+            .refresh(&Secret::new("refresh"))
+            .await
+            .expect_err("refused");
+        assert!(
+            !error.is_retryable() && !format!("{error} {error:?}").contains("canary"),
+            "{error:?}"
+        );
+        error.kind()
+    };
+    let wire = |error: &str| json!({"error": error, "error_description": "canary"}).to_string();
+
+    assert_eq!(
+        outcome(Answer::Status(400, wire("invalid_grant"))).await,
+        ErrorKind::LoginRequired
+    );
+    assert_eq!(
+        outcome(Answer::Status(401, wire("invalid_client"))).await,
+        ErrorKind::ConfigInvalid
+    );
+    assert_eq!(
+        outcome(Answer::Status(400, wire("canary"))).await,
+        ErrorKind::Unavailable
+    );
+    assert_eq!(
+        outcome(Answer::Status(500, wire("invalid_grant"))).await,
+        ErrorKind::Unavailable
+    );
+    assert_eq!(
+        outcome(Answer::Status(503, String::new())).await,
+        ErrorKind::Unavailable
+    );
+    assert_eq!(
+        outcome(Answer::Status(429, String::new())).await,
+        ErrorKind::RateLimited
+    );
+    assert_eq!(
+        outcome(Answer::Status(200, "canary".to_owned())).await,
+        ErrorKind::Unexpected
+    );
+    assert_eq!(
+        outcome(Answer::Redirect("http://127.0.0.1:1/".to_owned())).await,
+        ErrorKind::Unavailable
+    );
+    assert_eq!(scene.issuer.posts().len(), 8);
+}
+
+#[tokio::test]
+async fn refresh_token_is_never_sent_twice() {
+    let scene = Scene::new(|_| ()).await;
+    let (client, _) = begun(&scene).await;
+
+    for fault in [
+        Answer::Status(503, String::new()),
+        Answer::Status(502, String::new()),
+        Answer::Status(504, String::new()),
+    ] {
+        scene.issuer.tokens(fault);
+        assert!(client.refresh(&Secret::new("refresh")).await.is_err());
+    }
+
+    assert_eq!(scene.issuer.posts().len(), 3);
+}
+
+#[tokio::test]
+async fn revocation_says_whether_it_happened() {
+    let scene = Scene::new(|_| ()).await;
+    let (client, _) = begun(&scene).await;
+    let token = Secret::new("refresh");
+
+    scene.issuer.tokens(Answer::Status(200, String::new()));
+    assert!(client.revoke(&token).await.expect("revoked"));
+    scene.issuer.tokens(Answer::Status(
+        400,
+        r#"{"error":"unsupported_token_type"}"#.to_owned(),
+    ));
+    assert!(!client.revoke(&token).await.expect("not offered"));
+    scene.issuer.tokens(Answer::Status(503, String::new()));
+    assert_eq!(
+        client.revoke(&token).await.expect_err("down").kind(),
+        ErrorKind::Unavailable
+    );
+    assert_eq!(
+        scene.issuer.posts()[0][0],
+        ("token".to_owned(), "refresh".to_owned())
+    );
+}
+
+/// Everything that is logged, at every level.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("lock").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_token_and_no_claim_ever_shows_in_a_log_an_error_or_debug() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let scene = Scene::new(|_| ()).await;
+    let (client, request) = begun(&scene).await;
+    let mut shown = format!("{scene:?} {client:?} {request:?}", scene = scene.verifier);
+    let canary = "canary-0123456789";
+
+    for claims in [
+        json!({"sub": canary, "x": canary}),
+        json!({"iss": canary}),
+        json!({"aud": canary}),
+        json!({"exp": canary}),
+        json!({"nonce": canary, "email": canary, "email_verified": true}),
+        json!({"sub": format!("{canary}\n")}),
+    ] {
+        let token = scene.token(claims);
+        let mut posted = PostedTokens::new(token.clone())
+            .with_access_token(Secret::new(format!("{canary}.access")))
+            .with_refresh_token(Secret::new(format!("{canary}.refresh")));
+        shown += &format!("{posted:?}");
+        shown += &format!(
+            "{:?}",
+            scene
+                .verifier
+                .verify(&alice(), posted.clone())
+                .await
+                .map(|login| login.key)
+        );
+        posted.id_token = Secret::new(token.expose_str().expect("text").replace('.', "x.canary."));
+        let failure = scene
+            .verifier
+            .verify(&alice(), posted)
+            .await
+            .expect_err("malformed");
+        shown += &format!("{failure} {failure:?}");
+    }
+    scene.issuer.tokens(Answer::Status(
+        400,
+        format!(r#"{{"error":"{canary}","error_description":"{canary}"}}"#),
+    ));
+    shown += &format!("{:?}", client.refresh(&Secret::new(canary)).await);
+    scene.issuer.tokens(Answer::Json(
+        json!({"access_token": canary, "token_type": "Bearer", "expires_in": canary}),
+    ));
+    shown += &format!("{:?}", client.refresh(&Secret::new(canary)).await);
+
+    let logged = String::from_utf8(log.0.lock().expect("lock").clone()).expect("UTF-8");
+    assert!(!logged.is_empty() && logged.contains("login_refused"));
+    assert!(!logged.contains("canary"), "{logged}");
+    assert!(!shown.contains("canary"), "{shown}");
+}
