@@ -1,7 +1,4 @@
-//! The test environment of kube-authn: a real Kubernetes API server, its issuers and its audit log, on loopback.
-//!
-//! [`TestCluster::start`] gives a cluster of one's own, [`TestCluster::shared`] the one of the test binary. What is in
-//! it: [`fixtures`]. Everything it starts ends with the process, however that ends.
+#![doc = include_str!("../README.md")]
 
 #![allow(
     clippy::disallowed_methods,
