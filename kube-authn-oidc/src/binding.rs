@@ -1,44 +1,24 @@
 //! Whose tokens are these? Binding of a verified ID token to the user who brings it.
 
-use std::fmt;
-
 use kube_authn_core::{
-    BindingRule, EntityRef, Error, ErrorKind, IdentityBinding, Issuer, LoginConfig, Principal, Result,
-    Subject, async_trait,
+    BindingRule, EntityRef, Error, ErrorKind, IdentityBinding, LoginConfig, Principal, Result, TokenVault,
 };
 
 use crate::verify::VerifiedIdToken;
 
-/// Remembers which subject of an issuer belongs to which user, for the rule `first-use`.
-#[async_trait]
-pub trait IdentityPins: fmt::Debug + Send + Sync + 'static {
-    /// Binds the subject to the user if neither is bound at this issuer yet, and does nothing if they are bound to each other.
-    ///
-    /// # Errors
-    /// `Refused` with code `identity_mismatch` if the user has another subject or the subject another user.
-    async fn pin(&self, principal: &EntityRef, issuer: &Issuer, subject: &Subject) -> Result<()>;
-}
-
-#[async_trait]
-impl<P: IdentityPins + ?Sized> IdentityPins for std::sync::Arc<P> {
-    async fn pin(&self, principal: &EntityRef, issuer: &Issuer, subject: &Subject) -> Result<()> {
-        (**self).pin(principal, issuer, subject).await
-    }
-}
-
 /// The user who may store this login: the principal, if the login's rules say that the tokens are his.
 ///
 /// The first rule that applies decides, in either direction: two verified e-mail addresses that differ are never outvoted by
-/// a later rule. If none applies, the answer is no.
+/// a later rule. If none applies, the answer is no. Rule `first-use` writes a pin into the vault.
 ///
 /// # Errors
 /// `Refused`: with code `forbidden` for services and nobody, `guest` for guests, `identity_mismatch` if the tokens belong to
-/// somebody else or nothing shows whose they are.
+/// somebody else or nothing shows whose they are. Else as [`TokenVault::pin`].
 pub async fn bind<'a>(
     login: &LoginConfig,
     principal: &'a Principal,
     token: &VerifiedIdToken,
-    pins: &dyn IdentityPins,
+    vault: &TokenVault,
 ) -> Result<&'a EntityRef> {
     let Some(user) = principal.entity_ref() else {
         return Err(Error::new(
@@ -63,7 +43,7 @@ pub async fn bind<'a>(
                 ));
             }
             Outcome::FirstUse => {
-                pins.pin(user, token.issuer(), token.subject()).await?;
+                vault.pin(user, token.issuer(), token.subject()).await?;
                 return Ok(user);
             }
             Outcome::DoesNotApply => {}

@@ -14,10 +14,10 @@ pub use url;
 
 pub use self::{
     authorize::{AuthorizationCode, AuthorizationRequest, Nonce},
-    binding::{IdentityPins, bind},
+    binding::bind,
     discovery::{IssuerClient, IssuerMetadata},
     exchange::{TokenAnswer, TokenClient},
-    login::{LoginVerifier, NewLogin, PostedTokens},
+    login::{LoginVerifier, PostedTokens, VerifiedLogin},
     pkce::CodeVerifier,
     verify::{IdTokenVerifier, LEEWAY, VerifiedIdToken},
 };

@@ -1,16 +1,16 @@
 //! From posted tokens to a login that may be stored: the whole story in [`LoginVerifier::verify`].
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use kube_authn_core::{
-    AuditEvent, Clock, ErrorKind, LoginConfig, MAX_JWT_BYTES, Principal, Result, Secret, Subject, Token,
-    TokenForCluster, TokenKey, TokenSet, UnverifiedClaims,
+    AuditEvent, Clock, Error, ErrorKind, Login, LoginConfig, MAX_JWT_BYTES, NewLogin, Principal, Result,
+    Secret, Subject, Token, TokenForCluster, TokenKey, TokenSet, TokenVault, UnverifiedClaims,
 };
 
 use crate::{
     authorize::Nonce,
-    binding::{IdentityPins, bind},
+    binding::bind,
     discovery::IssuerClient,
     exchange::TokenAnswer,
     verify::{IdTokenVerifier, VerifiedIdToken, rejected},
@@ -29,7 +29,7 @@ pub struct PostedTokens {
     /// The nonce of the login, when the flow was ours.
     pub nonce: Option<Nonce>,
     /// Lifetime of the access token as the issuer gave it with the tokens.
-    pub expires_in: Option<std::time::Duration>,
+    pub expires_in: Option<Duration>,
 }
 
 impl PostedTokens {
@@ -74,20 +74,14 @@ impl PostedTokens {
     }
 }
 
-/// A login that was verified and bound: ready to be stored.
+/// A login that was verified and bound: `vault.log_in(&key, login)` stores it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct NewLogin {
+pub struct VerifiedLogin {
     /// Whose login, at which issuer, for which client.
     pub key: TokenKey,
-    /// Whom the issuer named.
-    pub subject: Subject,
-    /// The tokens.
-    pub tokens: TokenSet,
-    /// UTC instant at which the token that clusters get ends.
-    pub expires_at: Timestamp,
-    /// UTC instant at which the ID token was issued, if it says so.
-    pub issued_at: Option<Timestamp>,
+    /// Subject, tokens, and when they were made and end.
+    pub login: NewLogin,
 }
 
 /// Verifies posted tokens and binds them to the user who posts them, by the rules of one login. Clones share everything.
@@ -96,17 +90,12 @@ pub struct LoginVerifier {
     login: Arc<LoginConfig>,
     verifier: IdTokenVerifier,
     clock: Arc<dyn Clock>,
-    pins: Arc<dyn IdentityPins>,
+    vault: TokenVault,
 }
 
 impl LoginVerifier {
-    /// A verifier for this login, whose issuer `issuer` is a client of.
-    pub fn new(
-        login: LoginConfig,
-        issuer: IssuerClient,
-        clock: Arc<dyn Clock>,
-        pins: Arc<dyn IdentityPins>,
-    ) -> Self {
+    /// A verifier for this login; `issuer` must be a client of the login's issuer. The vault keeps the first-use pins.
+    pub fn new(login: LoginConfig, issuer: IssuerClient, clock: Arc<dyn Clock>, vault: TokenVault) -> Self {
         let mut verifier = IdTokenVerifier::new(issuer, clock.clone()).with_lifetimes(login.lifetimes);
         if let Some(client_id) = &login.client_id {
             verifier = verifier.with_client_id(client_id.clone());
@@ -118,7 +107,7 @@ impl LoginVerifier {
             login: Arc::new(login),
             verifier,
             clock,
-            pins,
+            vault,
         }
     }
 
@@ -132,13 +121,14 @@ impl LoginVerifier {
         &self.verifier
     }
 
-    /// A login of this principal that may be stored: the ID token is verified, the other tokens belong to it, the token that
-    /// clusters get is one that an API server can verify, and all of it is the principal's own.
+    /// A login of this principal that may be stored: the ID token is verified, the other tokens belong to it, the token
+    /// that clusters get is one that an API server can verify, and all of it is the principal's own.
     ///
     /// # Errors
-    /// `TokenRejected` if a token does not verify; `Refused` with code `guest`, `identity_mismatch` or `forbidden` if it may
-    /// not be the principal's; `Unavailable` or `Timeout` if the issuer's keys cannot be fetched.
-    pub async fn verify(&self, principal: &Principal, posted: PostedTokens) -> Result<NewLogin> {
+    /// `TokenRejected` if a token does not verify; `Refused` with code `guest`, `identity_mismatch` or `forbidden` if it
+    /// may not be the principal's (both emit [`AuditEvent::LoginRefused`]); `Unavailable` or `Timeout` if the issuer's keys
+    /// cannot be fetched; else as [`TokenVault::pin`].
+    pub async fn verify(&self, principal: &Principal, posted: PostedTokens) -> Result<VerifiedLogin> {
         let verified = self.verified(principal, posted).await;
         if let (Err(failure), Some(user)) = (&verified, principal.entity_ref())
             && matches!(failure.kind(), ErrorKind::Refused | ErrorKind::TokenRejected)
@@ -153,29 +143,82 @@ impl LoginVerifier {
         verified
     }
 
-    async fn verified(&self, principal: &Principal, posted: PostedTokens) -> Result<NewLogin> {
+    async fn verified(&self, principal: &Principal, posted: PostedTokens) -> Result<VerifiedLogin> {
         let identity = self
             .verifier
             .verify(&posted.id_token, posted.nonce.as_ref())
             .await?;
         let tokens = self.token_set(&identity, posted).await?;
-        let user = bind(&self.login, principal, &identity, &self.pins).await?;
-        let expires_at = self
-            .login
-            .token_for_cluster(&tokens)
-            .map(|token| token.expires_at)
-            .ok_or_else(|| rejected("clusters of this login get the access token, and there is none"))?;
-        Ok(NewLogin {
+        let login = self.new_login(identity.subject().clone(), identity.issued_at(), tokens)?;
+        let user = bind(&self.login, principal, &identity, &self.vault).await?;
+        Ok(VerifiedLogin {
             key: TokenKey {
                 principal: user.clone(),
                 issuer: identity.issuer().clone(),
                 client_id: identity.client_id().clone(),
             },
-            subject: identity.subject().clone(),
-            tokens,
-            expires_at,
-            issued_at: identity.issued_at(),
+            login,
         })
+    }
+
+    /// What a refresh of this login gave, verified: same subject, same client (OpenID Connect Core section 12.2). Tokens
+    /// that the issuer did not renew are taken over.
+    ///
+    /// # Errors
+    /// `LoginRequired` if the token that clusters get was not renewed; `Refused` with code `identity_mismatch` if the new
+    /// tokens are somebody else's; else as [`LoginVerifier::verify`].
+    pub async fn verify_refreshed(&self, login: &Login, answer: TokenAnswer) -> Result<NewLogin> {
+        let (subject, client_id) = (&login.metadata.subject, &login.key.client_id);
+        let refresh_token = answer
+            .refresh_token
+            .or_else(|| login.tokens.refresh_token.clone());
+        let Some(id_token) = answer.id_token else {
+            if self.login.token_for_cluster != TokenForCluster::AccessToken {
+                return Err(Error::new(
+                    ErrorKind::LoginRequired,
+                    "the issuer renewed the login without an ID token: log in again",
+                ));
+            }
+            let expires_at = self
+                .verifier
+                .verify_access_token(&answer.access_token, subject, client_id)
+                .await?;
+            let mut tokens = login.tokens.clone().with_access_token(Token {
+                secret: answer.access_token,
+                expires_at,
+            });
+            tokens.refresh_token = refresh_token;
+            return self.new_login(subject.clone(), Some(self.clock.now()), tokens);
+        };
+        let identity = self.verifier.verify(&id_token, None).await?;
+        if identity.subject() != subject || identity.client_id() != client_id {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                "the issuer renewed the login with tokens of somebody else: log in again",
+            )
+            .with_code("identity_mismatch"));
+        }
+        let mut renewed = PostedTokens::new(id_token).with_access_token(answer.access_token);
+        renewed.refresh_token = refresh_token;
+        renewed.expires_in = answer.expires_in;
+        let tokens = self.token_set(&identity, renewed).await?;
+        self.new_login(subject.clone(), identity.issued_at(), tokens)
+    }
+
+    fn new_login(
+        &self,
+        subject: Subject,
+        issued_at: Option<Timestamp>,
+        tokens: TokenSet,
+    ) -> Result<NewLogin> {
+        let expires_at = self
+            .login
+            .token_for_cluster(&tokens)
+            .map(|token| token.expires_at)
+            .ok_or_else(|| rejected("clusters of this login get the access token, and there is none"))?;
+        let mut login = NewLogin::new(subject, tokens, expires_at);
+        login.issued_at = issued_at;
+        Ok(login)
     }
 
     /// The tokens that belong to a verified ID token, each with its own end.
@@ -188,7 +231,11 @@ impl LoginVerifier {
             sendable(&secret)?;
             identity.expect_own(&secret)?;
             let expires_at = match self.login.token_for_cluster {
-                TokenForCluster::AccessToken => self.verifier.verify_access_token(&secret, identity).await?,
+                TokenForCluster::AccessToken => {
+                    self.verifier
+                        .verify_access_token(&secret, identity.subject(), identity.client_id())
+                        .await?
+                }
                 _ => self.unverified_end(&secret, posted.expires_in, identity),
             };
             tokens = tokens.with_access_token(Token { secret, expires_at });
@@ -204,7 +251,7 @@ impl LoginVerifier {
     fn unverified_end(
         &self,
         token: &Secret,
-        expires_in: Option<std::time::Duration>,
+        expires_in: Option<Duration>,
         identity: &VerifiedIdToken,
     ) -> Timestamp {
         let stated = UnverifiedClaims::of(token.expose()).and_then(|claims| claims.expires_at());

@@ -101,23 +101,28 @@ impl IdTokenVerifier {
         })
     }
 
-    /// Verifies an access token that is a signed JWT (RFC 9068) and belongs to this ID token: signature, `iss`, `sub`,
-    /// client, `exp`, `nbf`, `iat`. Gives the UTC instant at which it ends.
+    /// Verifies an access token that is a signed JWT (RFC 9068) and belongs to this subject and client: signature, `iss`,
+    /// `sub`, `azp` or `client_id` or `aud`, `exp`, `nbf`, `iat`. Gives the UTC instant at which it ends.
     ///
     /// # Errors
     /// As [`IdTokenVerifier::verify`]; `Refused` with code `identity_mismatch` if it is somebody else's.
-    pub async fn verify_access_token(&self, token: &Secret, owner: &VerifiedIdToken) -> Result<Timestamp> {
+    pub async fn verify_access_token(
+        &self,
+        token: &Secret,
+        subject: &Subject,
+        client_id: &ClientId,
+    ) -> Result<Timestamp> {
         let (claims, _) = self.signed_claims(token, Purpose::AccessToken).await?;
         self.expect_issuer(&claims)?;
-        owner.expect_same_subject(&claims)?;
-        let client = owner.client_id.as_str();
+        expect_subject(&claims, subject)?;
+        let client = client_id.as_str();
         let named = [claims.text("azp")?, claims.text("client_id")?];
         let for_client = named.contains(&Some(client))
             || (named == [None, None] && claims.audience()?.iter().any(|audience| audience == client));
         if !for_client {
-            return Err(rejected(
-                "the access token is issued for another client than the ID token",
-            ));
+            return Err(rejected(format!(
+                "the access token is not issued for client {client_id}"
+            )));
         }
         self.expect_time(&claims)
     }
@@ -317,19 +322,8 @@ impl VerifiedIdToken {
             }
         }
         match Claims::unverified(access_token.expose()) {
-            Some(claims) => self.expect_same_subject(&claims),
+            Some(claims) => expect_subject(&claims, &self.subject),
             None => Ok(()),
-        }
-    }
-
-    fn expect_same_subject(&self, claims: &Claims) -> Result<()> {
-        match claims.text("sub")? {
-            Some(subject) if subject == self.subject.as_str() => Ok(()),
-            _ => Err(Error::new(
-                ErrorKind::Refused,
-                "the access token belongs to another subject than the ID token: log in again",
-            )
-            .with_code("identity_mismatch")),
         }
     }
 }
@@ -341,6 +335,17 @@ impl fmt::Debug for VerifiedIdToken {
             .field("client_id", &self.client_id)
             .field("expires_at", &self.expires_at)
             .finish_non_exhaustive()
+    }
+}
+
+fn expect_subject(claims: &Claims, subject: &Subject) -> Result<()> {
+    match claims.text("sub")? {
+        Some(claimed) if claimed == subject.as_str() => Ok(()),
+        _ => Err(Error::new(
+            ErrorKind::Refused,
+            "the access token belongs to another subject than the ID token: log in again",
+        )
+        .with_code("identity_mismatch")),
     }
 }
 

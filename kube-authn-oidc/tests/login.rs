@@ -5,12 +5,14 @@ mod support;
 use std::sync::{Arc, Mutex};
 
 use kube_authn_core::{
-    BindingRule, EntityRef, Error, ErrorKind, IdentityBinding, LoginConfig, Principal, Secret, Subject,
-    TokenForCluster, VerifiedEmail,
+    BindingRule, EntityRef, Error, ErrorKind, IdentityBinding, LoginConfig, NewLogin, Principal, Secret,
+    Subject, TokenForCluster, TokenVault, VerifiedEmail,
 };
-use kube_authn_oidc::{AuthorizationRequest, LoginVerifier, NewLogin, PostedTokens, TokenClient, url::Url};
+use kube_authn_oidc::{
+    AuthorizationRequest, LoginVerifier, PostedTokens, TokenClient, VerifiedLogin, url::Url,
+};
 use serde_json::{Value, json};
-use support::{Answer, FakeIssuer, MemoryPins, NOW, Signer, client_id, clock};
+use support::{Answer, FakeIssuer, NOW, Signer, client_id, clock};
 
 fn user(name: &str) -> Principal {
     Principal::user(EntityRef::parse(name).expect("an entity reference"))
@@ -32,6 +34,7 @@ struct Scene {
     issuer: FakeIssuer,
     key: Signer,
     verifier: LoginVerifier,
+    vault: TokenVault,
 }
 
 impl Scene {
@@ -41,16 +44,13 @@ impl Scene {
         let mut login = LoginConfig::new(issuer.issuer()).with_client_id(client_id());
         login.guests = vec![EntityRef::parse("user:development/guest").expect("an entity reference")];
         change(&mut login);
-        let verifier = LoginVerifier::new(
-            login,
-            issuer.client(),
-            Arc::new(clock()),
-            Arc::new(MemoryPins::default()),
-        );
+        let vault = support::vault();
+        let verifier = LoginVerifier::new(login, issuer.client(), Arc::new(clock()), vault.clone());
         Self {
             issuer,
             key,
             verifier,
+            vault,
         }
     }
 
@@ -62,7 +62,7 @@ impl Scene {
         self.key.token(&self.issuer.claims(changes))
     }
 
-    async fn post(&self, who: &Principal, changes: Value) -> Result<NewLogin, Error> {
+    async fn post(&self, who: &Principal, changes: Value) -> Result<VerifiedLogin, Error> {
         self.verifier
             .verify(who, PostedTokens::new(self.token(changes)))
             .await
@@ -86,8 +86,8 @@ async fn first_use_pins_one_subject_to_one_user() {
         (&login.key.issuer, &login.key.client_id),
         (&scene.issuer.issuer(), &client_id())
     );
-    assert_eq!(login.subject, subject("alice-sub"));
-    assert_eq!(login.expires_at.as_second(), NOW + 3600);
+    assert_eq!(login.login.subject, subject("alice-sub"));
+    assert_eq!(login.login.expires_at.as_second(), NOW + 3600);
     assert!(scene.post(&alice(), json!({})).await.is_ok());
     assert_eq!(
         scene.refused(&alice(), json!({"sub": "bob-sub"})).await,
@@ -265,7 +265,7 @@ async fn cluster_never_gets_an_access_token_that_nobody_can_verify() {
         scene.token(json!({"aud": "api", "azp": "kubernetes", "exp": NOW + 60})),
     ))
     .await;
-    assert_eq!(login.expect("verified").expires_at.as_second(), NOW + 60);
+    assert_eq!(login.expect("verified").login.expires_at.as_second(), NOW + 60);
     for bad in [
         None,
         Some(Secret::new("opaque")),
@@ -362,9 +362,10 @@ async fn code_becomes_a_login() {
     let posted = PostedTokens::of_login(answer, request.nonce()).expect("an ID token");
     let login = scene.verifier.verify(&alice(), posted).await.expect("a login");
 
-    assert_eq!(login.tokens.refresh_token, Some(Secret::new("refresh")));
+    assert_eq!(login.login.tokens.refresh_token, Some(Secret::new("refresh")));
     assert_eq!(
         login
+            .login
             .tokens
             .access_token
             .expect("an access token")
@@ -386,6 +387,82 @@ async fn code_becomes_a_login() {
         kube_authn_oidc::CodeVerifier::new(Secret::new(field("code_verifier").expect("a verifier")))
             .expect("legal");
     assert_eq!(verifier.challenge(), parameter(&request, "code_challenge"));
+}
+
+/// What the token endpoint gives to a refresh.
+async fn refreshed(scene: &Scene, login: &VerifiedLogin, answer: Value) -> Result<NewLogin, Error> {
+    let stored = match scene.vault.load(&login.key).await.expect("the vault") {
+        Some(stored) => stored,
+        None => {
+            scene
+                .vault
+                .log_in(&login.key, login.login.clone())
+                .await
+                .expect("stored");
+            scene
+                .vault
+                .load(&login.key)
+                .await
+                .expect("the vault")
+                .expect("a login")
+        }
+    };
+    let mut body = json!({"access_token": "renewed", "token_type": "Bearer"});
+    support::merge(&mut body, answer);
+    scene.issuer.tokens(Answer::Json(body));
+    let client = TokenClient::new(scene.issuer.client(), client_id());
+    let answer = client.refresh(&Secret::new("refresh")).await?;
+    scene.verifier.verify_refreshed(&stored, answer).await
+}
+
+#[tokio::test]
+async fn refresh_renews_a_login_only_with_its_own_tokens() {
+    let scene = Scene::new(|login| login.client_id = None).await;
+    let posted = PostedTokens::new(scene.token(json!({}))).with_refresh_token(Secret::new("refresh"));
+    let login = scene.verifier.verify(&alice(), posted).await.expect("a login");
+    let renew = async |changes: Value| {
+        let id_token = scene.token(changes);
+        refreshed(&scene, &login, json!({"id_token": id_token.expose_str()})).await
+    };
+
+    let renewed = renew(json!({"exp": NOW + 7200, "iat": NOW}))
+        .await
+        .expect("renewed");
+    assert_eq!(renewed.expires_at.as_second(), NOW + 7200);
+    assert_eq!(renewed.tokens.refresh_token, Some(Secret::new("refresh")));
+    for somebody_else in [json!({"sub": "bob-sub"}), json!({"aud": "other"})] {
+        assert_eq!(
+            renew(somebody_else).await.expect_err("refused").code(),
+            "identity_mismatch"
+        );
+    }
+    let error = refreshed(&scene, &login, json!({}))
+        .await
+        .expect_err("no ID token");
+    assert_eq!(error.kind(), ErrorKind::LoginRequired);
+    let rotated = json!({"id_token": scene.token(json!({})).expose_str(), "refresh_token": "rotated"});
+    let renewed = refreshed(&scene, &login, rotated).await.expect("renewed");
+    assert_eq!(renewed.tokens.refresh_token, Some(Secret::new("rotated")));
+}
+
+#[tokio::test]
+async fn refresh_without_id_token_renews_a_login_whose_clusters_get_the_access_token() {
+    let scene = Scene::new(|login| login.token_for_cluster = TokenForCluster::AccessToken).await;
+    let posted = PostedTokens::new(scene.token(json!({}))).with_access_token(scene.token(json!({})));
+    let login = scene.verifier.verify(&alice(), posted).await.expect("a login");
+    let renew = async |changes: Value| {
+        let access_token = scene.token(changes);
+        refreshed(&scene, &login, json!({"access_token": access_token.expose_str()})).await
+    };
+
+    let renewed = renew(json!({"exp": NOW + 7200})).await.expect("renewed");
+
+    assert_eq!(renewed.expires_at.as_second(), NOW + 7200);
+    assert_eq!(
+        renew(json!({"sub": "bob-sub"})).await.expect_err("bob's").code(),
+        "identity_mismatch"
+    );
+    assert!(renew(json!({"exp": NOW - 100})).await.is_err());
 }
 
 #[tokio::test]
@@ -543,7 +620,7 @@ async fn no_token_and_no_claim_ever_shows_in_a_log_an_error_or_debug() {
     let canary = "canary-0123456789";
 
     for claims in [
-        json!({"sub": canary, "x": canary}),
+        json!({"name": canary, "groups": [canary]}),
         json!({"iss": canary}),
         json!({"aud": canary}),
         json!({"exp": canary}),

@@ -24,10 +24,11 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use kube_authn_core::{
-    CaBundle, ClientId, EntityRef, Error, ErrorKind, Issuer, ManualClock, Result, Secret, Subject, TlsTrust,
-    Transport, async_trait, jiff::Timestamp, rustls,
+    CaBundle, ClientId, Issuer, KeyId, ManualClock, Secret, TlsTrust, TokenVault, Transport, jiff::Timestamp,
+    rustls,
 };
-use kube_authn_oidc::{IdTokenVerifier, IdentityPins, IssuerClient};
+use kube_authn_oidc::{IdTokenVerifier, IssuerClient};
+use kube_authn_store::{KeyRing, MemoryTokenStore};
 use serde_json::{Map, Value, json};
 
 /// The instant at which every test happens.
@@ -325,26 +326,9 @@ async fn serve(answer: Answer) -> Response {
     }
 }
 
-/// First-use pins in memory.
-#[derive(Debug, Default)]
-pub struct MemoryPins(Mutex<Vec<(EntityRef, Issuer, Subject)>>);
-
-#[async_trait]
-impl IdentityPins for MemoryPins {
-    async fn pin(&self, principal: &EntityRef, issuer: &Issuer, subject: &Subject) -> Result<()> {
-        let mut pins = self.0.lock().expect("lock");
-        let known = pins
-            .iter()
-            .find(|(user, at, pinned)| at == issuer && (user == principal || pinned == subject));
-        match known {
-            Some((user, _, pinned)) if user == principal && pinned == subject => Ok(()),
-            Some(_) => {
-                Err(Error::new(ErrorKind::Refused, "pinned to another").with_code("identity_mismatch"))
-            }
-            None => {
-                pins.push((principal.clone(), issuer.clone(), subject.clone()));
-                Ok(())
-            }
-        }
-    }
+/// An empty vault in memory.
+pub fn vault() -> TokenVault {
+    let key = KeyRing::random_key().expect("a key");
+    let ring = KeyRing::new(vec![(KeyId::new("k1").expect("an id"), key)]).expect("a key ring");
+    TokenVault::new(MemoryTokenStore::new(), ring).with_clock(clock())
 }
