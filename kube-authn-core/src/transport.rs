@@ -241,6 +241,7 @@ impl Target {
         })
     }
 
+    #[allow(clippy::disallowed_methods, reason = "the door for our own calls")]
     async fn connect(&self) -> Result<TcpStream> {
         let mut failure = None;
         let addresses = lookup_host((self.name.as_str(), self.port))

@@ -1,5 +1,6 @@
 //! Our own calls against servers that misbehave.
 #![cfg(feature = "upstream")]
+#![allow(clippy::expect_used, reason = "helpers of tests")]
 
 use std::{
     sync::{Arc, Mutex},

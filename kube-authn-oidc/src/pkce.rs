@@ -57,7 +57,7 @@ pub(crate) fn random_text() -> Result<Secret> {
     let mut bytes = Zeroizing::new([0; 32]);
     rand::fill(&mut *bytes)
         .map_err(|source| Error::new(ErrorKind::Unexpected, "no random numbers").with_source(source))?;
-    Ok(Secret::new(URL_SAFE_NO_PAD.encode(&*bytes)))
+    Ok(Secret::new(URL_SAFE_NO_PAD.encode(*bytes)))
 }
 
 #[cfg(test)]

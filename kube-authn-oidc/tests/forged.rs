@@ -1,4 +1,5 @@
 //! Forged and misused tokens against an issuer that signs properly.
+#![allow(clippy::expect_used, clippy::needless_pass_by_value, reason = "tests read better so")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Key sets over time: rotation, floods, faults of the issuer.
+#![allow(clippy::expect_used, clippy::needless_pass_by_value, reason = "tests read better so")]
 
 mod support;
 

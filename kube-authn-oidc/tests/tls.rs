@@ -1,4 +1,5 @@
 //! Whose certificate an issuer may show.
+#![allow(clippy::expect_used, clippy::needless_pass_by_value, reason = "tests read better so")]
 
 mod support;
 

@@ -159,6 +159,7 @@ mod tests {
 
     use super::*;
 
+    #[allow(clippy::needless_pass_by_value, reason = "JSON literals read better so")]
     fn claims(claims: Value) -> Claims {
         Claims::parse(claims.to_string()).expect("claims")
     }

@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value, reason = "JSON literals read better so")]
+
 use std::path::Path;
 
 use kube_authn_core::{CaBundle, ManualClock, TlsTrust, Transport};
