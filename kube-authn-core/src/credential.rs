@@ -15,7 +15,11 @@ use subtle::ConstantTimeEq;
 
 use crate::{LoginHandle, Result, Secret, secret::BEARER, token::usable};
 
-/// A credential for one API server: a bearer token or nothing. Clones share it.
+mod client_certificate;
+
+pub use client_certificate::ClientCertificate;
+
+/// A credential for one API server: a bearer token, a client certificate, or nothing. Clones share it.
 ///
 /// The header lines are made once; applying them to a request copies nothing.
 #[derive(Clone)]
@@ -25,6 +29,7 @@ pub struct Credential(Arc<Inner>);
 struct Inner {
     generation: u64,
     authorization: Option<HeaderValue>,
+    certificate: Option<ClientCertificate>,
     expires_at: Option<Timestamp>,
     refresh_at: Option<Timestamp>,
     login: Option<LoginHandle>,
@@ -33,7 +38,7 @@ struct Inner {
 impl Credential {
     /// No credential: the API server sees `system:anonymous`, or a local kubectl proxy adds its own.
     pub fn anonymous() -> Self {
-        Self::with_authorization(None)
+        Self::build(None, None)
     }
 
     /// A bearer token (RFC 6750).
@@ -41,15 +46,21 @@ impl Credential {
     /// # Errors
     /// `TokenRejected` if the token cannot stand in a header.
     pub fn bearer(token: &Secret) -> Result<Self> {
-        Ok(Self::with_authorization(Some(token.to_bearer()?)))
+        Ok(Self::build(Some(token.to_bearer()?), None))
     }
 
-    fn with_authorization(authorization: Option<HeaderValue>) -> Self {
+    /// A client certificate. Its connections carry nobody's bearer token: the API server would believe the certificate.
+    pub fn certificate(certificate: ClientCertificate) -> Self {
+        Self::build(None, Some(certificate))
+    }
+
+    fn build(authorization: Option<HeaderValue>, certificate: Option<ClientCertificate>) -> Self {
         static GENERATION: AtomicU64 = AtomicU64::new(1);
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
         Self(Arc::new(Inner {
             generation,
             authorization,
+            certificate,
             expires_at: None,
             refresh_at: None,
             login: None,
@@ -101,9 +112,14 @@ impl Credential {
         self.0.login.as_ref()
     }
 
+    /// The certificate to show in the TLS handshake, if it is one.
+    pub fn client_certificate(&self) -> Option<&ClientCertificate> {
+        self.0.certificate.as_ref()
+    }
+
     /// Whether nothing is sent.
     pub fn is_anonymous(&self) -> bool {
-        self.0.authorization.is_none()
+        self.0.authorization.is_none() && self.0.certificate.is_none()
     }
 
     /// Whether it is worth sending at this instant: not about to expire, and its login has not ended.
@@ -121,6 +137,14 @@ impl Credential {
         }
     }
 
+    fn kind(&self) -> &'static str {
+        match (&self.0.authorization, &self.0.certificate) {
+            (Some(_), _) => "bearer token",
+            (None, Some(_)) => "client certificate",
+            (None, None) => "anonymous",
+        }
+    }
+
     fn edit(mut self, change: impl FnOnce(&mut Inner)) -> Self {
         change(Arc::make_mut(&mut self.0));
         self
@@ -131,14 +155,7 @@ impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credential")
             .field("generation", &self.0.generation)
-            .field(
-                "kind",
-                &if self.is_anonymous() {
-                    "anonymous"
-                } else {
-                    "bearer token"
-                },
-            )
+            .field("kind", &self.kind())
             .field("expires_at", &self.0.expires_at)
             .field("login", &self.0.login)
             .finish_non_exhaustive()
@@ -148,7 +165,8 @@ impl fmt::Debug for Credential {
 /// Removes every header by which an API server or something in front of it could be told who is calling.
 ///
 /// `Impersonate-*` and `X-Remote-*` go in any spelling that a gateway may fold into them, underscores included
-/// (<https://kubernetes.io/docs/reference/access-authn-authz/authentication/>).
+/// (<https://kubernetes.io/docs/reference/access-authn-authz/authentication/>). Of the WebSocket subprotocols only the
+/// one that carries a bearer token goes (`k8s.io/apiserver/pkg/authentication/request/websocket`).
 pub fn strip_identity(headers: &mut HeaderMap) {
     let doomed = |name: &str| {
         let folded = |prefix: &str| {
@@ -171,9 +189,41 @@ pub fn strip_identity(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
+    if headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL) {
+        strip_bearer_subprotocol(headers);
+    }
+}
+
+fn strip_bearer_subprotocol(headers: &mut HeaderMap) {
+    let carries_token = |protocol: &[u8]| {
+        let protocol = protocol.trim_ascii();
+        protocol.len() >= BEARER_SUBPROTOCOL.len()
+            && protocol[..BEARER_SUBPROTOCOL.len()].eq_ignore_ascii_case(BEARER_SUBPROTOCOL)
+    };
+    let lines: Vec<_> = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .cloned()
+        .collect();
+    headers.remove(header::SEC_WEBSOCKET_PROTOCOL);
+    for line in lines {
+        let kept: Vec<_> = line
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .filter(|protocol| !carries_token(protocol))
+            .collect();
+        if let Ok(line) = HeaderValue::from_bytes(kept.join(&b',').trim_ascii())
+            && !line.is_empty()
+        {
+            headers.append(header::SEC_WEBSOCKET_PROTOCOL, line);
+        }
+    }
 }
 
 const IDENTITY_PREFIXES: [&str; 2] = ["impersonate-", "x-remote-"];
+
+/// What follows the dot is base64url of a bearer token.
+const BEARER_SUBPROTOCOL: &[u8] = b"base64url.bearer.authorization.k8s.io.";
 
 #[cfg(test)]
 mod tests {
@@ -205,6 +255,24 @@ mod tests {
 
         assert_eq!(headers.len(), 2, "{headers:?}");
         assert_eq!(headers[header::AUTHORIZATION], "Bearer t");
+    }
+
+    #[test]
+    fn bearer_subprotocol_of_a_client_never_survives() {
+        let mut headers = HeaderMap::new();
+        headers.append(
+            "sec-websocket-protocol",
+            HeaderValue::from_static("v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.Y2FuYXJ5"),
+        );
+        headers.append(
+            "sec-websocket-protocol",
+            HeaderValue::from_static("BASE64URL.bearer.authorization.k8s.io.Y2FuYXJ5"),
+        );
+
+        strip_identity(&mut headers);
+
+        let kept: Vec<_> = headers.get_all("sec-websocket-protocol").iter().collect();
+        assert_eq!(kept, ["v5.channel.k8s.io"]);
     }
 
     #[test]

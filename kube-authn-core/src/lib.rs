@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "upstream")]
+mod access;
 mod audit;
 mod caching;
 mod claims;
@@ -10,6 +12,8 @@ mod cluster;
 pub mod conformance;
 mod credential;
 mod error;
+#[cfg(feature = "client")]
+mod kube_client;
 mod locator;
 mod login;
 mod principal;
@@ -22,19 +26,32 @@ pub mod tls;
 mod token;
 #[cfg(feature = "upstream")]
 mod transport;
+#[cfg(feature = "upstream")]
+mod upstream;
 mod vault;
 
 pub use async_trait::async_trait;
 pub use bytes;
 pub use http;
+#[cfg(feature = "upstream")]
+pub use hyper;
 pub use jiff;
+#[cfg(feature = "client")]
+pub use kube;
 #[cfg(feature = "upstream")]
 pub use rustls;
 pub use secrecy;
 pub use serde_json;
 
+#[cfg(feature = "client")]
+pub use self::kube_client::PrincipalService;
 #[cfg(feature = "upstream")]
 pub use self::transport::{MAX_RESPONSE_BYTES, Transport};
+#[cfg(feature = "upstream")]
+pub use self::{
+    access::ClusterAccess,
+    upstream::{Body, BoxError, Lane, ResponseBody, Upstream, UpstreamPool},
+};
 pub use self::{
     audit::AuditEvent,
     caching::{CachingProvider, DEFAULT_CAPACITY, REFETCH_PAUSE},
@@ -44,7 +61,7 @@ pub use self::{
         AuthMetadata, CaBundle, ClusterBuilder, ClusterDetails, ClusterName, ClusterStamp, CustomResource,
         Dashboard, InvalidCluster, ServerUrl, TlsTrust, UpstreamKey, parse_ca,
     },
-    credential::{Credential, strip_identity},
+    credential::{ClientCertificate, Credential, strip_identity},
     error::{Error, ErrorKind, Problem, Result},
     locator::{ClusterLocator, ClusterSet, Clusters, Located},
     login::{BindingRule, IdentityBinding, Lifetimes, LoginConfig, TokenForCluster},

@@ -9,7 +9,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 
-use crate::{CaBundle, Error, ErrorKind, Result, TlsTrust, cluster::parse_ca};
+use crate::{CaBundle, ClientCertificate, Error, ErrorKind, Result, TlsTrust, cluster::parse_ca};
 
 /// Settings for connections that trust this bundle and offer these protocols (ALPN, RFC 7301), most wanted first.
 ///
@@ -18,6 +18,19 @@ use crate::{CaBundle, Error, ErrorKind, Result, TlsTrust, cluster::parse_ca};
 pub fn client_config(
     provider: &Arc<CryptoProvider>,
     trust: &TlsTrust,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig> {
+    client_config_with_certificate(provider, trust, None, alpn)
+}
+
+/// The same, showing a client certificate where the server asks for one.
+///
+/// # Errors
+/// Also `ConfigInvalid` if key and certificate do not belong together.
+pub fn client_config_with_certificate(
+    provider: &Arc<CryptoProvider>,
+    trust: &TlsTrust,
+    certificate: Option<&ClientCertificate>,
     alpn: &[&[u8]],
 ) -> Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -36,7 +49,14 @@ pub fn client_config(
             .map_err(|source| refuse("the CA cannot verify anything").with_source(source))?;
         builder.with_webpki_verifier(verifier)
     };
-    let mut config = builder.with_no_client_auth();
+    let mut config = match certificate {
+        None => builder.with_no_client_auth(),
+        Some(certificate) => builder
+            .with_client_auth_cert(certificate.chain().to_vec(), certificate.private_key()?)
+            .map_err(|source| {
+                refuse("the client certificate and its key do not belong together").with_source(source)
+            })?,
+    };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(config)
 }

@@ -1,0 +1,229 @@
+//! Name, address, TCP, TLS: one connection to one API server.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{
+    failure::Failure,
+    trust::{HTTP2, Settings, Trust},
+};
+use crate::{Error, ErrorKind, Result, ServerUrl};
+
+/// Makes connections to one API server.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    host: String,
+    port: u16,
+    /// `None` for `http://`.
+    tls: Option<(ServerName<'static>, Arc<Trust>)>,
+    timeout: Duration,
+}
+
+/// Which protocols a connection may end up with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    Http1,
+    Http2OrHttp1,
+}
+
+/// A connection that is ready for HTTP.
+pub(crate) struct Connected {
+    pub(crate) stream: Stream,
+    /// Whether the API server chose h2.
+    pub(crate) http2: bool,
+    /// The epoch of the trust it was made under.
+    pub(crate) epoch: u64,
+}
+
+impl Connector {
+    /// # Errors
+    /// `ConfigInvalid` if the host can stand in no certificate.
+    pub(crate) fn new(server: &ServerUrl, trust: Arc<Trust>, timeout: Duration) -> Result<Self> {
+        let host = server.host().to_owned();
+        let tls = match server.is_https() {
+            false => None,
+            true => {
+                let name = ServerName::try_from(host.clone()).map_err(|source| {
+                    Error::new(
+                        ErrorKind::ConfigInvalid,
+                        format!("no certificate can be for the host {host:?}"),
+                    )
+                    .with_source(source)
+                })?;
+                Some((name, trust))
+            }
+        };
+        Ok(Self {
+            host,
+            port: server.port(),
+            tls,
+            timeout,
+        })
+    }
+
+    /// Whether TLS is spoken.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The epoch of trust that connections must have to be used; always the same without TLS.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.tls.as_ref().map_or(0, |(_, trust)| trust.epoch())
+    }
+
+    /// Has the CA file looked at now and then.
+    pub(crate) fn look(&self) {
+        if let Some((_, trust)) = &self.tls {
+            trust.look();
+        }
+    }
+
+    /// A new connection, within the connect timeout. When the API server's certificate does not fit the CA file as it
+    /// was last read, the file is read again, and if it changed there is one more try.
+    pub(crate) async fn connect(&self, offer: Offer) -> Result<Connected, Failure> {
+        let deadline = Instant::now() + self.timeout;
+        let attempt = async {
+            match self.attempt(offer, deadline).await {
+                Err(failure) if failure.is_tls() && self.renew().await => self.attempt(offer, deadline).await,
+                result => result,
+            }
+        };
+        timeout_at(deadline, attempt)
+            .await
+            .unwrap_or(Err(Failure::ConnectTimeout(self.timeout)))
+    }
+
+    async fn attempt(&self, offer: Offer, deadline: Instant) -> Result<Connected, Failure> {
+        let Some((name, trust)) = &self.tls else {
+            let stream = self.dial(deadline).await?;
+            return Ok(Connected {
+                stream: Stream::Plain(stream),
+                http2: false,
+                epoch: 0,
+            });
+        };
+        let settings = trust.settings().await.map_err(Failure::Settings)?;
+        let tcp = self.dial(deadline).await?;
+        let tls = TlsConnector::from(config(&settings, offer))
+            .connect(name.clone(), tcp)
+            .await
+            .map_err(Failure::connect)?;
+        let http2 = tls.get_ref().1.alpn_protocol() == Some(HTTP2);
+        Ok(Connected {
+            stream: Stream::Tls(Box::new(tls)),
+            http2,
+            epoch: settings.epoch,
+        })
+    }
+
+    /// Tries the addresses of the name in turn; each gets its share of the time that is left.
+    async fn dial(&self, deadline: Instant) -> Result<TcpStream, Failure> {
+        let resolved = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
+        let addresses: Vec<SocketAddr> = resolved
+            .map_err(|error| Failure::Resolve(Arc::new(error)))?
+            .collect();
+        let mut failure = Failure::Resolve(Arc::new(io::ErrorKind::NotFound.into()));
+        for (index, address) in addresses.iter().enumerate() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
+            match tokio::time::timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    // Requests are small and whole; waiting for more bytes only adds latency.
+                    stream.set_nodelay(true).map_err(Failure::connect)?;
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => failure = Failure::connect(error),
+                Err(_) => failure = Failure::ConnectTimeout(self.timeout),
+            }
+        }
+        Err(failure)
+    }
+
+    async fn renew(&self) -> bool {
+        match &self.tls {
+            Some((_, trust)) => trust.renew().await,
+            None => false,
+        }
+    }
+}
+
+fn config(settings: &Settings, offer: Offer) -> Arc<ClientConfig> {
+    match offer {
+        Offer::Http1 => settings.http1.clone(),
+        Offer::Http2OrHttp1 => settings.http2.clone(),
+    }
+}
+
+/// TCP with or without TLS.
+pub(crate) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What was opened with a credential ends with it: at logout, or some time after the credential's end.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use jiff::Timestamp;
+
+use crate::{Clock, Credential, Error, ErrorKind, LoginHandle};
+
+/// Decides when what was opened with one credential must end.
+#[derive(Clone)]
+pub(crate) struct Cut {
+    login: Option<LoginHandle>,
+    deadline: Option<Timestamp>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Cut {
+    /// At the end of the credential's login, or `grace` after the credential's own end.
+    pub(crate) fn of(credential: &Credential, grace: Duration, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            login: credential.login().cloned(),
+            deadline: credential
+                .expires_at()
+                .map(|end| end.checked_add(grace).unwrap_or(Timestamp::MAX)),
+            clock,
+        }
+    }
+
+    /// Why it is over, if it is.
+    pub(crate) fn reached(&self) -> Option<Error> {
+        if self.login.as_ref().is_some_and(LoginHandle::is_ended) {
+            return Some(logged_out());
+        }
+        let over = self.deadline.is_some_and(|end| self.clock.now() >= end);
+        over.then(expired)
+    }
+
+    /// Returns why it is over, once it is; never if nothing can end it.
+    pub(crate) async fn wait(&self) -> Error {
+        let logout = async {
+            match &self.login {
+                Some(login) => login.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = logout => logged_out(),
+            () = self.deadline() => expired(),
+        }
+    }
+
+    /// A timer does not see a clock that is set, nor the time that a machine sleeps: look again from time to time.
+    async fn deadline(&self) {
+        let Some(end) = self.deadline else {
+            return std::future::pending().await;
+        };
+        loop {
+            let left = Duration::try_from(end.duration_since(self.clock.now())).unwrap_or_default();
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(LOOK_AGAIN)).await;
+        }
+    }
+
+    /// The same decision, to be polled by a stream while it waits.
+    pub(crate) fn watch(self) -> CutWatch {
+        CutWatch {
+            cut: self,
+            waiting: None,
+        }
+    }
+}
+
+impl fmt::Debug for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cut")
+            .field("login", &self.login)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A [`Cut`] that a stream carries. Costs nothing until the stream has to wait for the first time.
+pub(crate) struct CutWatch {
+    cut: Cut,
+    waiting: Option<Pin<Box<dyn Future<Output = Error> + Send>>>,
+}
+
+impl CutWatch {
+    pub(crate) fn reached(&self) -> Option<Error> {
+        self.cut.reached()
+    }
+
+    /// Ready once it is over; else the task is woken then.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Error> {
+        let waiting = self.waiting.get_or_insert_with(|| {
+            let cut = self.cut.clone();
+            Box::pin(async move { cut.wait().await })
+        });
+        waiting.as_mut().poll(context)
+    }
+}
+
+/// A connection that breaks when its credential is over. Upgrades hand the bare connection to the caller, so the switch
+/// sits in it.
+pub(crate) struct CutIo<T> {
+    inner: T,
+    cut: CutWatch,
+}
+
+impl<T> CutIo<T> {
+    pub(crate) fn new(inner: T, cut: Cut) -> Self {
+        Self {
+            inner,
+            cut: cut.watch(),
+        }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.cut.reached().map_or(Ok(()), |error| Err(broken(error)))
+    }
+}
+
+impl<T: Read + Unpin> Read for CutIo<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.check()?;
+        if let Poll::Ready(result) = Pin::new(&mut self.inner).poll_read(context, buffer) {
+            return Poll::Ready(result);
+        }
+        self.cut.poll(context).map(|error| Err(broken(error)))
+    }
+}
+
+/// Writing looks at the switch but never waits for it: halves may be polled by two tasks, and the reader's is the one
+/// to be woken.
+impl<T: Write + Unpin> Write for CutIo<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check()?;
+        Pin::new(&mut self.inner).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check()?;
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check()?;
+        Pin::new(&mut self.inner).poll_write_vectored(context, buffers)
+    }
+}
+
+fn broken(error: Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, error)
+}
+
+fn logged_out() -> Error {
+    Error::new(
+        ErrorKind::LoginRequired,
+        "the login ended while the connection was open: log in again",
+    )
+}
+
+fn expired() -> Error {
+    Error::new(
+        ErrorKind::TokenExpired,
+        "the credential ended while the connection was open: open it again",
+    )
+}
+
+/// Longest sleep between two looks at the clock.
+const LOOK_AGAIN: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LoginId, ManualClock};
+
+    fn clock() -> ManualClock {
+        ManualClock::at(Timestamp::from_second(1_000).expect("an instant"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn end_is_seen_by_the_clock_and_not_by_the_timer() {
+        let clock = clock();
+        let credential =
+            Credential::anonymous().with_expires_at(Timestamp::from_second(1_100).expect("an instant"));
+        let cut = Cut::of(&credential, Duration::from_secs(30), Arc::new(clock.clone()));
+        let waiting = tokio::spawn({
+            let cut = cut.clone();
+            async move { cut.wait().await }
+        });
+
+        tokio::time::sleep(Duration::from_secs(1_000)).await;
+        assert!(!waiting.is_finished() && cut.reached().is_none());
+        clock.advance_seconds(130);
+
+        assert_eq!(waiting.await.expect("woken").kind(), ErrorKind::TokenExpired);
+    }
+
+    #[tokio::test]
+    async fn logout_is_seen_at_once() {
+        let login = LoginHandle::new(LoginId::from_bytes([1; 16]));
+        let credential = Credential::anonymous().with_login(login.clone());
+        let cut = Cut::of(&credential, Duration::ZERO, Arc::new(clock()));
+
+        login.end();
+
+        assert_eq!(cut.wait().await.kind(), ErrorKind::LoginRequired);
+        assert!(cut.reached().is_some());
+    }
+}
