@@ -15,6 +15,7 @@ use serde_json::Value;
 use self::node::{Content, Node};
 use crate::substitution;
 
+mod json;
 mod known_keys;
 pub(crate) mod node;
 mod value;
@@ -126,7 +127,12 @@ fn layer(path: &Path, text: &str, environment: &Environment) -> Result<Node, Pro
     let value = match value {
         Value::Null => Value::Object(Default::default()),
         Value::Object(_) => value,
-        _ => return Err(problem("", "expected an object at the root of the file".to_owned())),
+        _ => {
+            return Err(problem(
+                "",
+                "expected an object at the root of the file".to_owned(),
+            ));
+        }
     };
     substitution::resolve(value, path, &file, environment).map_err(|failed| {
         let message = format!(
@@ -158,9 +164,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String, String> {
 /// YAML 1.2 or, by the file's extension, JSON. The cause of a failure names line and column and repeats no value.
 pub(crate) fn parse(text: &str, path: &Path) -> Result<Value, String> {
     if path.extension().is_some_and(|extension| extension == "json") {
-        // The YAML parser reads JSON too and refuses duplicate keys; this one gives JSON's own messages first.
-        serde_json::from_str::<serde::de::IgnoredAny>(text)
-            .map_err(|error| format!("invalid JSON at line {} column {}", error.line(), error.column()))?;
+        return json::parse(text).map_err(|error| format!("invalid JSON: {error}"));
     }
     let options = serde_saphyr::options! {
         strict_booleans: true,

@@ -217,7 +217,7 @@ fn header(caller: &ConfigValue<'_>, findings: &mut Findings) -> Option<HeaderCal
             .ok_or_else(|| peers.missing())
     });
     let mut trusted_peers = Vec::new();
-    for text in findings.keep(texts)? {
+    for (index, text) in findings.keep(texts)?.into_iter().enumerate() {
         match PeerRange::parse(text) {
             Some(range) if range.is_everybody() => {
                 findings.warn(format!(
@@ -227,7 +227,7 @@ fn header(caller: &ConfigValue<'_>, findings: &mut Findings) -> Option<HeaderCal
                 trusted_peers.push(range);
             }
             Some(range) => trusted_peers.push(range),
-            None => findings.push(peers.problem(format!(
+            None => findings.push(peers.element(index).problem(format!(
                 "{text:?} is no range of addresses: expected CIDR notation, such as 10.0.0.0/8"
             ))),
         }

@@ -37,7 +37,8 @@ impl CombinedLocator {
         let mut combined = Self::new();
         let mut findings = Findings::default();
         let block = config.value("kubernetes");
-        match findings.keep(block.optional_object().map(|block| block.is_some())) {
+        let there = block.unvanished().and_then(ConfigValue::optional_object);
+        match findings.keep(there.map(|block| block.is_some())) {
             Some(true) => combined.read(config, &block, &mut findings),
             Some(false) => {
                 findings.warn("Failed to initialize kubernetes backend: valid kubernetes config is missing");

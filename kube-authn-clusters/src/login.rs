@@ -248,24 +248,20 @@ fn binding(place: &ConfigValue<'_>, findings: &mut Findings) -> IdentityBinding 
     };
     let rules = match place.optional_strings() {
         Ok(Some(rules)) if !rules.is_empty() => rules,
-        Ok(_) => {
-            findings.push(refused(place));
-            return IdentityBinding::Auto;
-        }
-        Err(_) if place.as_text().is_some() => {
-            findings.push(refused(place));
-            return IdentityBinding::Auto;
-        }
-        Err(problem) => {
+        Err(problem) if place.as_text().is_none() => {
             findings.push(problem);
+            return IdentityBinding::Auto;
+        }
+        _ => {
+            findings.push(refused(place));
             return IdentityBinding::Auto;
         }
     };
     let mut parsed = Vec::with_capacity(rules.len());
-    for rule in rules {
+    for (index, rule) in rules.into_iter().enumerate() {
         match binding_rule(rule) {
             Some(rule) => parsed.push(rule),
-            None => findings.push(refused(place)),
+            None => findings.push(refused(&place.element(index))),
         }
     }
     if parsed.contains(&BindingRule::None) {
@@ -317,10 +313,13 @@ fn lifetimes(block: &ConfigValue<'_>, findings: &mut Findings) -> Lifetimes {
 fn guests(place: &ConfigValue<'_>, findings: &mut Findings) -> Vec<EntityRef> {
     let names = findings.keep(place.optional_strings()).flatten();
     let names = names.unwrap_or_else(|| GUESTS.to_vec());
-    let parse = |name: &str| EntityRef::parse(name).map_err(|error| place.problem(error.to_string()));
     names
         .into_iter()
-        .filter_map(|name| findings.keep(parse(name)))
+        .enumerate()
+        .filter_map(|(index, name)| {
+            let parsed = EntityRef::parse(name);
+            findings.keep(parsed.map_err(|error| place.element(index).problem(error.to_string())))
+        })
         .collect()
 }
 

@@ -132,11 +132,11 @@ fn json_is_read_with_tabs_and_without_duplicates() {
     assert_eq!(config.root().json(), Some(json!({ "a": [1, "é/"], "b": {} })));
     assert_eq!(
         refused(&[("a.json", "{ \"a\": 1, \"a\": 2 }")]),
-        "a.json: cannot parse the configuration file: duplicate key 'a' at line 1 column 11"
+        "a.json: cannot parse the configuration file: invalid JSON: duplicate key 'a' at line 1 column 13"
     );
     assert_eq!(
         refused(&[("a.json", "{ a: 1 }")]),
-        "a.json: cannot parse the configuration file: invalid JSON at line 1 column 3"
+        "a.json: cannot parse the configuration file: invalid JSON: key must be a string at line 1 column 3"
     );
 }
 

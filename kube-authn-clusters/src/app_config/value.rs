@@ -197,11 +197,16 @@ impl<'a> ConfigValue<'a> {
     }
 
     fn items(&self, items: &'a [Node]) -> Vec<Self> {
-        items
-            .iter()
-            .enumerate()
-            .map(|(index, node)| self.place(Some(node), format!("{}[{index}]", self.key)))
-            .collect()
+        (0..items.len()).map(|index| self.element(index)).collect()
+    }
+
+    /// The place of an element of a list.
+    pub(crate) fn element(&self, index: usize) -> Self {
+        let node = match self.node.map(|node| &node.content) {
+            Some(Content::List { items, .. }) => items.get(index),
+            _ => None,
+        };
+        self.place(node, format!("{}[{index}]", self.key))
     }
 
     /// The value as JSON, whatever it is; `None` if there is none.

@@ -123,7 +123,7 @@ fn mistakes_are_all_told_with_their_keys() {
             "callers[1].audience",
             "callers[2].baseUrl",
             "callers[3].user",
-            "callers[3].trustedPeers",
+            "callers[3].trustedPeers[0]",
             "callers[4].trustedPeers",
             "store.type",
             "encryption.keys[0].id",

@@ -130,7 +130,7 @@ fn absent_client_and_absent_binding_are_warned_of() {
 fn mistakes_are_all_told_with_their_keys() {
     let told = told(
         "clusterAuth: { isuer: x, issuer: 'http://i/', tokenForCluster: jwt, identityBinding: email, exposeToken: all, \
-         guests: [guest], lifetimes: { asume: 1h, assume: 0s, max: 5 }, clusters: [{ name: a, audience: x, foo: 1 }, 7] }",
+         guests: [guest, a/b], lifetimes: { asume: 1h, assume: 0s, max: 5 }, clusters: [{ name: a, audience: x, foo: 1 }, 7] }",
     );
 
     let keys: Vec<_> = told.iter().map(|(key, _)| key.as_str()).collect();
@@ -144,7 +144,8 @@ fn mistakes_are_all_told_with_their_keys() {
             "clusterAuth.lifetimes.asume",
             "clusterAuth.lifetimes.assume",
             "clusterAuth.lifetimes.max",
-            "clusterAuth.guests",
+            "clusterAuth.guests[0]",
+            "clusterAuth.guests[1]",
             "clusterAuth.clusters[0].foo",
             "clusterAuth.clusters[0].audience",
             "clusterAuth.clusters[1]",
