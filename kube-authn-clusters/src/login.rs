@@ -205,7 +205,7 @@ fn client_id(block: &ConfigValue<'_>, findings: &mut Findings) -> Option<ClientI
     findings.keep(ClientId::new(text).map_err(|error| place.problem(error.to_string())))
 }
 
-/// Seed deployments carry `verifySignature: false`; taken by its word it would let anybody be anybody.
+/// Deployments in the field carry `verifySignature: false`; taken by its word it would let anybody be anybody.
 fn verify_signature(block: &ConfigValue<'_>, findings: &mut Findings) -> bool {
     let read = findings
         .keep(block.child("verifySignature").optional_bool())
