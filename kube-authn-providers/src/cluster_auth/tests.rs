@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use kube_authn_core::{
     CachingProvider, ClientId, Expected, Issuer, KeyId, LoginEvents, LoginMetadata, ManualClock, NewLogin,
     Principal, ProviderRegistry, Revision, Secret, Subject, TokenForCluster, TokenKey, TokenRecord, TokenSet,
@@ -340,18 +342,20 @@ async fn user_who_logs_out_in_mid_flight_never_becomes_the_service_account() {
         .build()
         .expect("a cluster");
     let request = request("alice", &prod);
-    let logged_out = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (logged_out, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let callers: Vec<_> = (0..8)
         .map(|_| {
-            let (cache, request, logged_out) = (cache.clone(), request.clone(), logged_out.clone());
+            let (cache, request) = (cache.clone(), request.clone());
+            let (logged_out, served) = (logged_out.clone(), served.clone());
             tokio::spawn(async move {
                 let mut refused = 0;
                 while refused < 50 {
-                    let over = logged_out.load(std::sync::atomic::Ordering::SeqCst);
+                    let over = logged_out.load(Ordering::SeqCst);
                     match cache.credential(&request).await {
                         Ok(credential) => {
                             assert_eq!(sent(&credential), jwt("alice", NOW + 600));
                             assert!(!over, "a credential after the logout");
+                            served.fetch_add(1, Ordering::SeqCst);
                         }
                         Err(error) => {
                             assert_eq!(error.kind().status(), 401);
@@ -364,10 +368,12 @@ async fn user_who_logs_out_in_mid_flight_never_becomes_the_service_account() {
             })
         })
         .collect();
-    tokio::task::yield_now().await;
+    while served.load(Ordering::SeqCst) < 100 {
+        tokio::task::yield_now().await;
+    }
 
     world.vault.log_out(&key("alice")).await.expect("logged out");
-    logged_out.store(true, std::sync::atomic::Ordering::SeqCst);
+    logged_out.store(true, Ordering::SeqCst);
 
     for caller in callers {
         caller.await.expect("no other identity");
