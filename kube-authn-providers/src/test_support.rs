@@ -4,7 +4,8 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use kube_authn_core::{
     AuthMetadata, ClusterBuilder, ClusterDetails, Credential, CredentialRequest, EntityRef, Principal,
-    Secret,
+    ProviderRegistry, Secret,
+    conformance::provider::{self, ProviderFixture},
     http::{HeaderMap, header},
 };
 
@@ -42,4 +43,13 @@ pub(crate) fn sent(credential: &Credential) -> Secret {
     credential.apply(&mut headers);
     let line = headers[header::AUTHORIZATION].as_bytes();
     Secret::new(line.strip_prefix(b"Bearer ").expect("a bearer"))
+}
+
+/// The contract holds for a strategy as such, behind a registry, and behind registry and cache.
+pub(crate) async fn bare_registered_and_cached(fixture: ProviderFixture) {
+    provider::all(&fixture).await;
+    let registry = ProviderRegistry::new().with(fixture.provider());
+    let registered = fixture.with_provider(registry);
+    provider::all(&registered).await;
+    provider::all(&registered.cached()).await;
 }

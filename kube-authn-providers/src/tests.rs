@@ -1,7 +1,6 @@
 use kube_authn_core::{
     ClusterDetails, ErrorKind, KubernetesAuthProvider, ProviderRegistry, Secret, async_trait,
-    conformance::provider::{self, ProviderFixture},
-    http::HeaderMap,
+    conformance::provider::ProviderFixture, http::HeaderMap,
 };
 
 use super::*;
@@ -71,8 +70,7 @@ async fn local_kubectl_proxy_keeps_the_contract() {
     )
     .anonymous();
 
-    provider::all(&fixture).await;
-    provider::all(&fixture.cached()).await;
+    bare_registered_and_cached(fixture).await;
 }
 
 #[tokio::test]

@@ -49,6 +49,11 @@ impl ProviderFixture {
         }
     }
 
+    /// The provider, to be wrapped.
+    pub fn provider(&self) -> Arc<dyn KubernetesAuthProvider> {
+        self.provider.clone()
+    }
+
     /// Another provider for the same requests, usually a wrapper around the first.
     pub fn with_provider(mut self, provider: impl KubernetesAuthProvider) -> Self {
         self.provider = Arc::new(provider);

@@ -3,8 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use kube_authn_core::{
     CachingProvider, ClientId, Expected, Issuer, KeyId, LoginEvents, LoginMetadata, ManualClock, NewLogin,
     Principal, ProviderRegistry, Revision, Secret, Subject, TokenForCluster, TokenKey, TokenRecord, TokenSet,
-    TokenStore,
-    conformance::provider::{self, ProviderFixture},
+    TokenStore, conformance::provider::ProviderFixture,
 };
 use kube_authn_store::{KeyRing, MemoryTokenStore};
 
@@ -120,8 +119,7 @@ async fn keeps_the_contract() {
         .with_canary(jwt("dave", NOW + 30))
         .with_canary(Secret::new("canary"));
 
-    provider::all(&fixture).await;
-    provider::all(&fixture.cached()).await;
+    bare_registered_and_cached(fixture).await;
 }
 
 #[tokio::test]

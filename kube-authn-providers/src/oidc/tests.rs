@@ -1,7 +1,4 @@
-use kube_authn_core::{
-    ManualClock, Principal, RequestAuth,
-    conformance::provider::{self, ProviderFixture},
-};
+use kube_authn_core::{ManualClock, Principal, RequestAuth, conformance::provider::ProviderFixture};
 
 use super::*;
 use crate::test_support::*;
@@ -59,8 +56,7 @@ async fn keeps_the_contract() {
     .with_canary(expired)
     .with_canary(Secret::new("canary"));
 
-    provider::all(&fixture).await;
-    provider::all(&fixture.cached()).await;
+    bare_registered_and_cached(fixture).await;
 }
 
 #[tokio::test]

@@ -1,8 +1,7 @@
 use std::{fs, io::Write, os::unix::fs::symlink, path::Path, sync::Mutex as StdMutex};
 
 use kube_authn_core::{
-    CachingProvider, CredentialRequest, ManualClock, Principal,
-    conformance::provider::{self, ProviderFixture},
+    CachingProvider, CredentialRequest, ManualClock, Principal, conformance::provider::ProviderFixture,
 };
 use rustix::fs::{FileType, Mode};
 use tempfile::TempDir;
@@ -105,8 +104,7 @@ async fn mounted_token_keeps_the_contract() {
         .with_canary(token)
         .with_canary(Secret::new("canary token"));
 
-    provider::all(&fixture).await;
-    provider::all(&fixture.cached()).await;
+    bare_registered_and_cached(fixture).await;
 }
 
 #[tokio::test]
@@ -123,8 +121,7 @@ async fn configured_token_keeps_the_contract() {
         .with_unworkable(with_token(""), &["serviceAccountToken"])
         .with_canary(token);
 
-    provider::all(&fixture).await;
-    provider::all(&fixture.cached()).await;
+    bare_registered_and_cached(fixture).await;
 }
 
 #[tokio::test]
