@@ -1,5 +1,4 @@
 #![doc = include_str!("../README.md")]
-
 #![allow(
     clippy::disallowed_methods,
     reason = "the doors are those of the crates, not of what tests them"

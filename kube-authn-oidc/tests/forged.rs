@@ -1,5 +1,9 @@
 //! Forged and misused tokens against an issuer that signs properly.
-#![allow(clippy::expect_used, clippy::needless_pass_by_value, reason = "tests read better so")]
+#![allow(
+    clippy::expect_used,
+    clippy::needless_pass_by_value,
+    reason = "tests read better so"
+)]
 
 mod support;
 

@@ -1,5 +1,9 @@
 //! Key sets over time: rotation, floods, faults of the issuer.
-#![allow(clippy::expect_used, clippy::needless_pass_by_value, reason = "tests read better so")]
+#![allow(
+    clippy::expect_used,
+    clippy::needless_pass_by_value,
+    reason = "tests read better so"
+)]
 
 mod support;
 

@@ -1,5 +1,9 @@
 //! From a browser's answer to a login that may be stored: exchange, verification, binding.
-#![allow(clippy::expect_used, clippy::needless_pass_by_value, reason = "tests read better so")]
+#![allow(
+    clippy::expect_used,
+    clippy::needless_pass_by_value,
+    reason = "tests read better so"
+)]
 
 mod support;
 

@@ -1,5 +1,9 @@
 //! Whose certificate an issuer may show.
-#![allow(clippy::expect_used, clippy::needless_pass_by_value, reason = "tests read better so")]
+#![allow(
+    clippy::expect_used,
+    clippy::needless_pass_by_value,
+    reason = "tests read better so"
+)]
 
 mod support;
 

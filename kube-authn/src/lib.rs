@@ -1,1 +1,11 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod assemble;
+
+pub use kube_authn_clusters;
+pub use kube_authn_core;
+pub use kube_authn_oidc;
+pub use kube_authn_providers;
+
+pub use self::assemble::{cluster_access, cluster_access_with, effective_config, login_verifier, vault};

@@ -1,2 +1,55 @@
-//! `kube-authn`.
-fn main() {}
+//! The program `kube-authn`.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program talks to people"
+)]
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod check;
+mod keygen;
+
+/// Reach every Kubernetes cluster as the right identity.
+#[derive(Debug, Parser)]
+#[command(name = "kube-authn", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the clusters that a configuration gives, and everything that is wrong with it
+    Check(check::Check),
+    /// Print a new key for kubeAuthn.encryption.keys
+    Keygen(keygen::Keygen),
+}
+
+/// Exit codes: 0 all is well, 1 something is wrong, 2 wrong usage (clap's own).
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    // Whoever opens TLS connections in this process uses this one provider.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("kube-authn: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(async {
+        match arguments.command {
+            Command::Check(check) => check.run().await,
+            Command::Keygen(keygen) => keygen.run(),
+        }
+    })
+}

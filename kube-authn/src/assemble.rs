@@ -1,0 +1,173 @@
+//! From an app-config to something that works: locators, strategies, store, cache, connections.
+
+use std::{collections::HashMap, sync::Arc};
+
+use kube_authn_clusters::{AppConfig, EffectiveConfig, Logins, StoreConfig};
+use kube_authn_core::{
+    CachingProvider, ClusterAccess, ClusterDetails, Clusters, Error, ErrorKind, KubernetesAuthProvider,
+    LoginConfig, ProviderRegistry, Result, SystemClock, TlsTrust, TokenVault, Transport, UpstreamPool,
+};
+use kube_authn_oidc::{IssuerClient, LoginVerifier};
+use kube_authn_providers::{ClusterAuthProvider, ServiceAccountProvider, default_registry};
+use kube_authn_store::{KeyRing, MemoryTokenStore, SqliteTokenStore};
+use rustls::crypto::CryptoProvider;
+
+/// The configuration as a whole, every problem in it included: what `kube-authn check` prints.
+///
+/// Clusters that no built-in strategy can serve are among the problems.
+pub async fn effective_config(config: &AppConfig) -> EffectiveConfig {
+    let registry = default_registry();
+    checked(config, &registry, true).await
+}
+
+/// The users' logins: `kubeAuthn.store`, sealed with `kubeAuthn.encryption`. `None` if no cluster takes logins.
+///
+/// # Errors
+/// `ConfigInvalid` with all problems of the configuration, or if clusters take logins and there is no key;
+/// `Unavailable` if the store cannot be opened.
+pub async fn vault(config: &AppConfig) -> Result<Option<TokenVault>> {
+    let effective = EffectiveConfig::read(config).await.into_valid()?;
+    if !effective.uses_cluster_auth() {
+        return Ok(None);
+    }
+    if effective.kube_authn.encryption_keys.is_empty() {
+        return Err(Error::new(
+            ErrorKind::ConfigInvalid,
+            "clusters with authProvider \"clusterAuth\" need kubeAuthn.encryption.keys, and none is configured: make a key \
+             with `kube-authn keygen`",
+        ));
+    }
+    let keys = effective
+        .kube_authn
+        .encryption_keys
+        .iter()
+        .map(|key| (key.id.clone(), key.key.clone()));
+    let sealer = KeyRing::new(keys.collect())?;
+    Ok(Some(match &effective.kube_authn.store {
+        Some(StoreConfig::Memory) => TokenVault::new(MemoryTokenStore::new(), sealer),
+        Some(StoreConfig::Sqlite { url }) => TokenVault::new(SqliteTokenStore::open(url).await?, sealer),
+        None => TokenVault::new(SqliteTokenStore::open(DEFAULT_STORE).await?, sealer),
+        Some(_) => {
+            return Err(Error::new(
+                ErrorKind::ConfigInvalid,
+                "kubeAuthn.store.type is not in this build",
+            ));
+        }
+    }))
+}
+
+/// Clusters, strategies, cache and connections of an app-config. `vault` is what [`vault`] gave, or your own.
+///
+/// # Errors
+/// `ConfigInvalid` with all problems of the configuration.
+pub async fn cluster_access(config: &AppConfig, vault: Option<TokenVault>) -> Result<ClusterAccess> {
+    cluster_access_with(config, vault, |registry| registry).await
+}
+
+/// As [`cluster_access`], with strategies of your own beside the built-in ones: `|registry| registry.with(Mine)`.
+///
+/// # Errors
+/// As [`cluster_access`].
+pub async fn cluster_access_with(
+    config: &AppConfig,
+    vault: Option<TokenVault>,
+    register: impl FnOnce(ProviderRegistry) -> ProviderRegistry,
+) -> Result<ClusterAccess> {
+    let takes_logins = vault.is_some();
+    let mut registry = default_registry();
+    if let Some(vault) = vault {
+        let logins = EffectiveConfig::read(config).await.logins;
+        registry = registry.with(cluster_auth(vault, &logins));
+    }
+    let registry = register(registry);
+
+    let effective = checked(config, &registry, !takes_logins).await.into_valid()?;
+    if effective.uses_cluster_auth() && !takes_logins {
+        return Err(Error::new(
+            ErrorKind::ConfigInvalid,
+            "clusters with authProvider \"clusterAuth\" need a token vault: pass the one that `kube_authn::vault` gives",
+        ));
+    }
+    for warning in &effective.warnings {
+        tracing::warn!("{warning}");
+    }
+    let clusters = effective
+        .clusters
+        .iter()
+        .map(in_cluster)
+        .collect::<Result<Vec<_>>>()?;
+    Ok(ClusterAccess::new(
+        Clusters::new(clusters),
+        CachingProvider::new(registry),
+        UpstreamPool::new(crypto_provider()),
+    ))
+}
+
+/// Verifies and binds the tokens that a user brings for this cluster, before [`TokenVault::log_in`] stores them.
+///
+/// # Errors
+/// `ConfigInvalid` if users do not log in to this cluster, or if the issuer's CA cannot be used.
+pub async fn login_verifier(config: &AppConfig, vault: &TokenVault, cluster: &str) -> Result<LoginVerifier> {
+    let effective = EffectiveConfig::read(config).await;
+    let login = effective.logins.for_cluster(cluster).cloned().ok_or_else(|| {
+        Error::new(
+            ErrorKind::ConfigInvalid,
+            "users do not log in to this cluster: clusterAuth.issuer is not configured",
+        )
+        .with_cluster(cluster)
+    })?;
+    let transport = Transport::new(crypto_provider(), TlsTrust::new(login.ca.clone()))?;
+    let issuer = IssuerClient::new(login.issuer.clone(), transport);
+    Ok(LoginVerifier::new(
+        login,
+        issuer,
+        Arc::new(SystemClock),
+        vault.clone(),
+    ))
+}
+
+/// Reads everything and lets the strategies look at their clusters. `clusterAuth` needs a vault to exist; where there is
+/// none, `EffectiveConfig` itself has checked its clusters.
+async fn checked(
+    config: &AppConfig,
+    registry: &ProviderRegistry,
+    pass_cluster_auth: bool,
+) -> EffectiveConfig {
+    let mut effective = EffectiveConfig::read(config).await;
+    effective.validate_with(|cluster| {
+        match pass_cluster_auth && cluster.auth_provider() == ClusterAuthProvider::NAME {
+            true => Vec::new(),
+            false => registry.validate(cluster),
+        }
+    });
+    effective
+}
+
+fn cluster_auth(vault: TokenVault, logins: &Logins) -> ClusterAuthProvider {
+    let by_cluster: HashMap<String, LoginConfig> = logins
+        .by_cluster()
+        .map(|(name, login)| (name.to_owned(), login.clone()))
+        .collect();
+    ClusterAuthProvider::new(vault, by_cluster, logins.default_login().cloned())
+}
+
+/// The cluster that this pod runs in gets its real address; every other one stays as it is.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a named reader: KUBERNETES_SERVICE_HOST and _PORT of the pod"
+)]
+fn in_cluster(cluster: &ClusterDetails) -> Result<ClusterDetails> {
+    let env = |name: &str| std::env::var(name).ok();
+    let found = ServiceAccountProvider::new().in_cluster(&env, cluster)?;
+    Ok(found.unwrap_or_else(|| cluster.clone()))
+}
+
+/// The process's own crypto provider if it installed one, else aws-lc-rs.
+fn crypto_provider() -> Arc<CryptoProvider> {
+    CryptoProvider::get_default()
+        .cloned()
+        .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+}
+
+/// Beside the program, as other programs with an embedded database do.
+const DEFAULT_STORE: &str = "sqlite://kube-authn.db";

@@ -1,0 +1,203 @@
+//! `kube-authn check`: the clusters that a configuration gives, and everything that is wrong with it.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use clap::Args;
+use kube_authn::effective_config;
+use kube_authn_clusters::{AppConfig, EffectiveConfig};
+use kube_authn_core::{AuthMetadata, CaBundle, ClusterDetails, Problem, Secret, serde_json};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// Reads the files in layers, later ones over earlier ones. Exits with 1 if anything is wrong.
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// A configuration file; repeat it for layers, the later one wins
+    #[arg(long = "config", value_name = "FILE", required = true, num_args = 1..)]
+    files: Vec<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Print tokens and keys as they are, not as [redacted]
+    #[arg(long)]
+    show_secrets: bool,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    clusters: Vec<Map<String, Value>>,
+    warnings: Vec<String>,
+    errors: Vec<Mistake>,
+}
+
+#[derive(Debug, Serialize)]
+struct Mistake {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
+    message: String,
+}
+
+impl Check {
+    pub(crate) async fn run(&self) -> ExitCode {
+        let report = match AppConfig::load(&self.files) {
+            Ok(config) => self.report(effective_config(&config).await),
+            Err(invalid) => Report {
+                errors: mistakes(invalid.problems),
+                ..Report::default()
+            },
+        };
+        let wrong = !report.errors.is_empty();
+        let printed = match self.json {
+            true => print_json(&report),
+            false => print_text(&report),
+        };
+        match printed {
+            Ok(()) if !wrong => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        }
+    }
+
+    fn report(&self, effective: EffectiveConfig) -> Report {
+        Report {
+            clusters: effective
+                .clusters
+                .iter()
+                .map(|cluster| self.cluster(cluster))
+                .collect(),
+            warnings: effective.warnings,
+            errors: mistakes(effective.problems),
+        }
+    }
+
+    /// The fields of Backstage's parsed cluster; absent options are left out.
+    fn cluster(&self, cluster: &ClusterDetails) -> Map<String, Value> {
+        let mut fields = Map::new();
+        let mut set = |key: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                fields.insert(key.to_owned(), value);
+            }
+        };
+        let dashboard = cluster.dashboard();
+        set("name", Some(cluster.name().as_str().into()));
+        set("title", cluster.title().map(Value::from));
+        set("url", Some(cluster.server().to_string().into()));
+        set("authMetadata", Some(self.auth_metadata(cluster)));
+        set("skipTLSVerify", Some(cluster.trust().skip_verify().into()));
+        set(
+            "skipMetricsLookup",
+            Some(cluster.skip_metrics_lookup().unwrap_or(false).into()),
+        );
+        match cluster.trust().ca() {
+            CaBundle::Pem(pem) => set("caData", Some(STANDARD.encode(pem).into())),
+            CaBundle::File(path) => set("caFile", Some(path.display().to_string().into())),
+            _ => {}
+        }
+        set("dashboardUrl", dashboard.url.clone().map(Value::from));
+        set("dashboardApp", dashboard.app.clone().map(Value::from));
+        set("dashboardParameters", dashboard.parameters.clone());
+        let resource = |resource: &kube_authn_core::CustomResource| {
+            serde_json::json!({
+                "group": resource.group, "apiVersion": resource.api_version, "plural": resource.plural,
+            })
+        };
+        set(
+            "customResources",
+            cluster
+                .custom_resources()
+                .map(|list| list.iter().map(resource).collect()),
+        );
+        fields
+    }
+
+    fn auth_metadata(&self, cluster: &ClusterDetails) -> Value {
+        let shown = |key: &str, value: Value| match AuthMetadata::is_sensitive(key) && !self.show_secrets {
+            true => REDACTED.into(),
+            false => value,
+        };
+        let mut fields = Map::new();
+        fields.insert(AUTH_PROVIDER.to_owned(), cluster.auth_provider().into());
+        if let Some(token) = cluster.service_account_token() {
+            let token = Secret::expose_str(token).unwrap_or_default();
+            fields.insert(
+                SERVICE_ACCOUNT_TOKEN.to_owned(),
+                shown(SERVICE_ACCOUNT_TOKEN, token.into()),
+            );
+        }
+        for (key, value) in cluster.auth_metadata().iter() {
+            fields.insert(key.to_owned(), shown(key, value.clone()));
+        }
+        Value::Object(fields)
+    }
+}
+
+fn mistakes(problems: Vec<Problem>) -> Vec<Mistake> {
+    let mistake = |problem: Problem| Mistake {
+        file: problem.file,
+        key: problem.key,
+        cluster: problem.cluster,
+        message: problem.message,
+    };
+    problems.into_iter().map(mistake).collect()
+}
+
+fn print_json(report: &Report) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, report)?;
+    writeln!(out)
+}
+
+fn print_text(report: &Report) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let text =
+        |cluster: &Map<String, Value>, key: &str| cluster.get(key).and_then(Value::as_str).map(str::to_owned);
+    for cluster in &report.clusters {
+        let name = text(cluster, "name").unwrap_or_default();
+        let url = text(cluster, "url").unwrap_or_default();
+        let provider = cluster["authMetadata"][AUTH_PROVIDER]
+            .as_str()
+            .unwrap_or_default();
+        let tls = match (
+            url.starts_with("http:"),
+            cluster["skipTLSVerify"].as_bool(),
+            cluster.contains_key("caFile"),
+        ) {
+            (true, ..) => "no TLS",
+            (_, Some(true), _) => "TLS not verified",
+            (_, _, true) => "TLS verified with caFile",
+            _ if cluster.contains_key("caData") => "TLS verified with caData",
+            _ => "TLS verified with the machine's roots",
+        };
+        writeln!(out, "cluster   {name}: {provider}, {url}, {tls}")?;
+    }
+    for warning in &report.warnings {
+        writeln!(out, "warning   {warning}")?;
+    }
+    for mistake in &report.errors {
+        let place = [mistake.file.as_deref(), Some(mistake.key.as_str())];
+        let place: Vec<_> = place
+            .into_iter()
+            .flatten()
+            .filter(|part| !part.is_empty())
+            .collect();
+        writeln!(out, "error     {}: {}", place.join(": "), mistake.message)?;
+    }
+    let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
+    writeln!(
+        out,
+        "{}, {}, {}",
+        count(report.clusters.len(), "cluster"),
+        count(report.warnings.len(), "warning"),
+        count(report.errors.len(), "error"),
+    )
+}
+
+const REDACTED: &str = "[redacted]";
+
+/// Backstage's keys of `authMetadata`.
+const AUTH_PROVIDER: &str = "kubernetes.io/auth-provider";
+const SERVICE_ACCOUNT_TOKEN: &str = "serviceAccountToken";
