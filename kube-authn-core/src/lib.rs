@@ -34,14 +34,16 @@ pub use async_trait::async_trait;
 pub use bytes;
 pub use http;
 #[cfg(feature = "upstream")]
+pub use http_body;
+#[cfg(feature = "upstream")]
 pub use hyper;
 pub use jiff;
-#[cfg(feature = "client")]
-pub use kube;
 #[cfg(feature = "upstream")]
 pub use rustls;
 pub use secrecy;
 pub use serde_json;
+#[cfg(feature = "client")]
+pub use {kube, tower};
 
 #[cfg(feature = "client")]
 pub use self::kube_client::PrincipalService;

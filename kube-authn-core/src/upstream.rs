@@ -24,7 +24,7 @@ use rustls::crypto::CryptoProvider;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::{ClientCertificate, ClusterDetails, ClusterStamp, Result, UpstreamKey};
+use crate::{ClientCertificate, ClusterDetails, ClusterStamp, Error, ErrorKind, Result, UpstreamKey};
 
 mod body;
 mod connect;
@@ -47,7 +47,8 @@ use http2::{Http2Lane, Sent};
 use lease::Lease;
 use trust::Trust;
 
-/// The transports of all clusters. Clones share them.
+/// The transports of all clusters. Clones share them. Connections live in tasks of the tokio runtime that they were first
+/// needed in, and end with it.
 #[derive(Clone)]
 pub struct UpstreamPool(Arc<Pool>);
 
@@ -140,7 +141,7 @@ impl UpstreamPool {
     /// The transport to this cluster that shows this client certificate, and shares no connection with any other.
     ///
     /// # Errors
-    /// As [`UpstreamPool::of`].
+    /// As [`UpstreamPool::of`], and if the cluster is reached without TLS.
     pub fn of_certificate(
         &self,
         cluster: &ClusterDetails,
@@ -230,6 +231,10 @@ impl Upstream {
         certificate: Option<ClientCertificate>,
         options: &Options,
     ) -> Result<Self> {
+        if certificate.is_some() && !cluster.server().is_https() {
+            let text = "a client certificate needs https: without TLS the API server would see nobody";
+            return Err(Error::new(ErrorKind::ConfigInvalid, text).with_cluster(cluster.name().as_str()));
+        }
         let trust = Trust::new(options.provider.clone(), cluster.trust().clone(), certificate);
         let connector = Arc::new(Connector::new(cluster.server(), trust, options.connect_timeout)?);
         let http1 = Http1Lane::new(connector.clone());

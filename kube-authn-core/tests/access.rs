@@ -1,6 +1,7 @@
 //! The request path against API servers on loopback: whose identity arrives, and when it must not.
 
 #![cfg(feature = "upstream")]
+#![allow(clippy::expect_used, reason = "helpers of tests are tests")]
 
 mod support;
 

@@ -2,6 +2,7 @@
 //! sees nothing else.
 
 #![cfg(feature = "upstream")]
+#![allow(clippy::expect_used, reason = "helpers of tests are tests")]
 
 mod support;
 

@@ -1,6 +1,7 @@
 //! Connections to API servers on loopback: how many, which, and what happens when they break.
 
 #![cfg(feature = "upstream")]
+#![allow(clippy::expect_used, reason = "helpers of tests are tests")]
 
 mod support;
 
@@ -728,4 +729,123 @@ async fn application_and_user_share_connections_but_never_tokens() {
     }
 
     assert_eq!(server.accepted(), 1);
+}
+
+#[tokio::test]
+async fn upgrade_that_is_refused_gives_the_whole_answer() {
+    let ca = Ca::new();
+    let server = Server::start(ca.server(&[H2, H1]), |_, _| async {
+        let mut answer = text(vec![b'x'; 300_000]);
+        *answer.status_mut() = http::StatusCode::FORBIDDEN;
+        Ok(answer)
+    })
+    .await;
+    let (access, request) = one(cluster("a", &server, &ca), Lane::Http2);
+
+    let response = access.send(&request, upgrade("/exec")).await.expect("an answer");
+
+    assert_eq!(response.status(), 403);
+    assert_eq!(read(response).await.expect("a body").len(), 300_000);
+    eventually(|| server.open() == 0, "its connection is closed").await;
+}
+
+/// An h2 server that says goodbye after each answer, as one with `--goaway-chance` does.
+async fn saying_goodbye(ca: &Ca) -> (std::net::SocketAddr, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let tls = tokio_rustls::TlsAcceptor::from(ca.server(&[H2]).expect("tls"));
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let stream = tls.accept(stream).await.expect("a handshake");
+            counted.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.expect("h2");
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    drop(respond.send_response(http::Response::new(()), true));
+                    connection.graceful_shutdown();
+                }
+            });
+        }
+    });
+    (address, connections)
+}
+
+#[tokio::test]
+async fn connection_that_says_goodbye_costs_no_error() {
+    let ca = Ca::new();
+    let (address, connections) = saying_goodbye(&ca).await;
+    let (access, request) = one(with_url(&format!("https://{address}"), &ca), Lane::Http2);
+
+    for _ in 0..10 {
+        let response = access
+            .send(&request, post(stream("once")))
+            .await
+            .expect("an answer");
+        assert_eq!(response.status(), 200);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    assert_eq!(connections.load(Ordering::SeqCst), 10);
+}
+
+#[tokio::test]
+async fn client_certificate_is_never_left_out_for_want_of_tls() {
+    let ca = Ca::new();
+    let server = Server::start(None, echo_identity).await;
+    let certificate = ca.client("one");
+    let plain = with_url(&format!("http://{}", server.address), &ca);
+    let strategy = Strategy::new(move |_| Ok(Credential::certificate(certificate.clone())));
+    let access = access(vec![plain.clone()], strategy, Lane::Http2);
+
+    let error = access
+        .send(&CredentialRequest::new(alice(), plain), get("/"))
+        .await
+        .expect_err("refused");
+
+    assert_eq!((error.kind(), server.seen().len()), (ErrorKind::ConfigInvalid, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_closes_after_every_answer_costs_no_error() {
+    let ca = Ca::new();
+    let server = Server::start(ca.server(&[H1]), |request, _| async move {
+        let body = request
+            .into_body()
+            .collect()
+            .await
+            .map(|body| body.to_bytes())
+            .unwrap_or_default();
+        let mut answer = text(body);
+        answer
+            .headers_mut()
+            .insert("connection", http::HeaderValue::from_static("close"));
+        Ok(answer)
+    })
+    .await;
+    let (access, request) = one(cluster("a", &server, &ca), Lane::Http1);
+
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let (access, request) = (access.clone(), request.clone());
+            tokio::spawn(async move {
+                for _ in 0..10 {
+                    let response = access
+                        .send(&request, post(stream("content")))
+                        .await
+                        .expect("an answer");
+                    assert!(!response.headers().contains_key("connection"));
+                    assert_eq!(read(response).await.expect("a body"), "content");
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+
+    assert_eq!(server.accepted(), 80);
 }

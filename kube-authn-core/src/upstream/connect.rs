@@ -131,6 +131,7 @@ impl Connector {
     }
 
     /// Tries the addresses of the name in turn; each gets its share of the time that is left.
+    #[allow(clippy::disallowed_methods, reason = "the door to API servers")]
     async fn dial(&self, deadline: Instant) -> Result<TcpStream, Failure> {
         let resolved = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
         let addresses: Vec<SocketAddr> = resolved

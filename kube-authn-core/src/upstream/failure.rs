@@ -94,6 +94,7 @@ impl Failure {
             Self::Cut(error) | Self::Settings(error) => return error.clone().with_cluster(name),
             Self::ConnectTimeout(_) | Self::HeadTimeout(_) => (ErrorKind::Timeout, true),
             Self::Tls(_) => (ErrorKind::UpstreamUnreachable, false),
+            Self::Http { source, .. } if source.is_timeout() => (ErrorKind::Timeout, true),
             Self::Http { source, .. } if source.is_user() => (ErrorKind::RequestInvalid, false),
             Self::Http { .. } | Self::Resolve(_) | Self::Connect(_) => (ErrorKind::UpstreamUnreachable, true),
         };

@@ -1,6 +1,6 @@
 //! Which way a request goes: short call, long stream, or upgrade.
 
-use http::{Request, header};
+use http::{HeaderMap, Request, header};
 
 /// What kind of request it is, as far as connections are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,16 +27,23 @@ impl Way {
     }
 }
 
-/// `Connection: Upgrade` together with `Upgrade` (RFC 9110 section 7.8).
+/// `Connection: Upgrade` together with `Upgrade` (RFC 9110 section 7.8), to a protocol of exec, attach and port-forward.
+/// An upgrade to another HTTP is none: requests inside such a tunnel could claim any identity.
 fn is_upgrade<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
-    headers.contains_key(header::UPGRADE)
-        && headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|line| line.to_str().ok())
-            .flat_map(|line| line.split(','))
-            .any(|option| option.trim().eq_ignore_ascii_case("upgrade"))
+    let mut protocols = options(headers, header::UPGRADE).peekable();
+    protocols.peek().is_some()
+        && protocols.all(|protocol| TUNNELS.iter().any(|tunnel| protocol.eq_ignore_ascii_case(tunnel)))
+        && options(headers, header::CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"))
+}
+
+fn options(headers: &HeaderMap, name: header::HeaderName) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(str::trim)
 }
 
 /// As the API server reads it: there, and neither `false` nor `0` (`Convert_Slice_string_To_bool` of apimachinery).
@@ -57,6 +64,9 @@ fn has_long_segment(path: &str) -> bool {
     path.split('/')
         .any(|segment| segment == "watch" || segment == "proxy")
 }
+
+/// What kube-apiserver streams over (`k8s.io/apimachinery/pkg/util/httpstream`).
+const TUNNELS: [&str; 2] = ["websocket", "SPDY/3.1"];
 
 #[cfg(test)]
 mod tests {
@@ -88,14 +98,29 @@ mod tests {
         }
     }
 
+    fn upgrading(connection: &str, upgrade: &str) -> Way {
+        let request = Request::get("/exec")
+            .header("connection", connection)
+            .header("upgrade", upgrade);
+        Way::of(&request.body(()).expect("a request"))
+    }
+
     #[test]
     fn upgrade_needs_both_headers() {
-        let both = Request::get("/exec")
-            .header("connection", "keep-alive, Upgrade")
-            .header("upgrade", "SPDY/3.1");
-        let one = Request::get("/exec").header("upgrade", "websocket");
+        assert_eq!(upgrading("keep-alive, Upgrade", "SPDY/3.1"), Way::Upgrade);
+        assert_eq!(upgrading("upgrade", "WebSocket"), Way::Upgrade);
+        assert_eq!(upgrading("keep-alive", "websocket"), Way::Short);
+        assert_eq!(upgrading("upgrade", ""), Way::Short);
+    }
 
-        assert_eq!(Way::of(&both.body(()).expect("a request")), Way::Upgrade);
-        assert_eq!(Way::of(&one.body(()).expect("a request")), Way::Short);
+    #[test]
+    fn upgrade_to_another_http_never_opens_a_tunnel() {
+        for protocol in ["h2c", "HTTP/2.0", "websocket, h2c", "TLS/1.0"] {
+            assert_eq!(
+                upgrading("Upgrade, HTTP2-Settings", protocol),
+                Way::Short,
+                "{protocol}"
+            );
+        }
     }
 }

@@ -368,10 +368,12 @@ pub async fn echo_identity(request: Request<Incoming>, _: Peer) -> std::result::
     Ok(text(line.unwrap_or_default()))
 }
 
+type Fetch = dyn Fn(&CredentialRequest) -> Result<Credential> + Send + Sync;
+
 /// A strategy named `test` whose credential is made by a closure, one per principal.
 pub struct Strategy {
     scope: CredentialScope,
-    credential: Box<dyn Fn(&CredentialRequest) -> Result<Credential> + Send + Sync>,
+    credential: Box<Fetch>,
     renewable: bool,
 }
 
