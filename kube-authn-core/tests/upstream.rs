@@ -104,12 +104,12 @@ async fn server_without_http2_is_reached_over_http1() {
 }
 
 /// Sends so many requests that are all in flight at once.
-async fn at_once(access: &ClusterAccess, request: &CredentialRequest, count: usize) {
+async fn at_once(access: &ClusterAccess, request: &CredentialRequest, path: &'static str, count: usize) {
     let tasks: Vec<_> = (0..count)
         .map(|_| {
             let (access, request) = (access.clone(), request.clone());
             tokio::spawn(async move {
-                read(access.send(&request, get("/")).await.expect("an answer"))
+                read(access.send(&request, get(path)).await.expect("an answer"))
                     .await
                     .expect("a body")
             })
@@ -135,7 +135,7 @@ async fn cold_burst_opens_no_connection_per_request() {
         .await;
         let (access, request) = one(cluster("a", &server, &ca), Lane::Http2);
 
-        at_once(&access, &request, count).await;
+        at_once(&access, &request, "/", count).await;
 
         assert!(
             server.accepted() <= expected,
@@ -143,6 +143,54 @@ async fn cold_burst_opens_no_connection_per_request() {
             server.accepted()
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_that_allows_few_streams_never_refuses_one() {
+    let ca = Ca::new();
+    let all = Arc::new(Barrier::new(30));
+    let server = Server::start_allowing(
+        10,
+        "127.0.0.1:0".parse().expect("an address"),
+        ca.server(&[H2]),
+        move |request, _| {
+            let all = all.clone();
+            async move {
+                if request.uri().path() == "/together" {
+                    all.wait().await;
+                }
+                Ok(text("{}"))
+            }
+        },
+    )
+    .await;
+    let (access, request) = one(cluster("a", &server, &ca), Lane::Http2);
+
+    at_once(&access, &request, "/cold", 60).await;
+    at_once(&access, &request, "/together", 30).await;
+
+    assert_eq!(server.seen().len(), 90);
+    assert!(server.accepted() <= 9, "{} connections", server.accepted());
+}
+
+#[tokio::test]
+async fn idle_connections_are_bounded() {
+    let ca = Ca::new();
+    let all = Arc::new(Barrier::new(140));
+    let server = Server::start(ca.server(&[H1]), move |_, _| {
+        let all = all.clone();
+        async move {
+            all.wait().await;
+            Ok(text("{}"))
+        }
+    })
+    .await;
+    let (access, request) = one(cluster("a", &server, &ca), Lane::Http1);
+
+    at_once(&access, &request, "/", 140).await;
+
+    assert_eq!(server.accepted(), 140);
+    eventually(|| server.open() == 128, "the pool keeps 128").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -586,35 +634,36 @@ async fn silent_and_resetting_servers_give_typed_errors() {
     let mute_url = format!("https://{}", mute.local_addr().expect("an address"));
     let chatty = Server::start(None, echo_identity).await;
 
+    let patient = UpstreamPool::new(provider());
+    let hasty_connect = patient.clone().with_connect_timeout(Duration::from_millis(100));
+    let hasty_head = patient.clone().with_head_timeout(Duration::from_millis(100));
+    let url = |server: &Server| format!("https://{}", server.address);
+    let broken = ErrorKind::UpstreamUnreachable;
+
     for lane in [Lane::Http2, Lane::Http1] {
-        let pool = UpstreamPool::new(provider())
-            .with_lane(lane)
-            .with_connect_timeout(Duration::from_millis(150))
-            .with_head_timeout(Duration::from_millis(200));
-        for (url, kind, cause) in [
+        for (url, pool, kind, cause) in [
             (
-                format!("https://{}", silent.address),
+                url(&silent),
+                &hasty_head,
                 ErrorKind::Timeout,
-                "no answer within 200ms",
-            ),
-            (mute_url.clone(), ErrorKind::Timeout, "no connection within 150ms"),
-            (
-                format!("https://{}", resetting.address),
-                ErrorKind::UpstreamUnreachable,
-                "the connection broke off",
+                "no answer within 100ms",
             ),
             (
-                format!("https://{}", chatty.address),
-                ErrorKind::UpstreamUnreachable,
-                "it does not speak TLS",
+                mute_url.clone(),
+                &hasty_connect,
+                ErrorKind::Timeout,
+                "no connection within 100ms",
             ),
+            (url(&resetting), &patient, broken, "the connection broke off"),
+            (url(&chatty), &patient, broken, "it does not speak TLS"),
             (
                 "https://name.invalid:6443".to_owned(),
-                ErrorKind::UpstreamUnreachable,
+                &patient,
+                broken,
                 "the name does not resolve",
             ),
         ] {
-            let (access, request) = with_pool(with_url(&url, &ca), pool.clone());
+            let (access, request) = with_pool(with_url(&url, &ca), pool.clone().with_lane(lane));
 
             let error = access.send(&request, get("/")).await.expect_err("no answer");
 

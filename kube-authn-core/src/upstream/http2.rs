@@ -35,6 +35,8 @@ struct Inner {
     connector: Arc<Connector>,
     /// Where connections go on which the server chose HTTP/1.1.
     fallback: Http1Lane,
+    /// Streams that the server allows on a connection, as far as is known.
+    max_streams: Arc<AtomicUsize>,
     state: Mutex<State>,
     /// Somebody who waits for a slot should look again.
     changed: Notify,
@@ -56,8 +58,6 @@ struct Connection {
     sender: SendRequest<Body>,
     epoch: u64,
     streams: AtomicUsize,
-    /// Streams that the server allows, as far as is known.
-    max_streams: Arc<AtomicUsize>,
     answered: AtomicBool,
     /// When the last stream ended.
     idle_since: Mutex<Instant>,
@@ -88,6 +88,7 @@ impl Http2Lane {
         Self(Arc::new(Inner {
             connector,
             fallback,
+            max_streams: Arc::new(AtomicUsize::new(ASSUMED_MAX_STREAMS)),
             state: Mutex::default(),
             changed: Notify::new(),
         }))
@@ -139,17 +140,15 @@ impl Http2Lane {
                 }
                 let epoch = self.0.connector.epoch();
                 state.connections.retain(|connection| connection.is_usable(epoch));
-                let room = |full: fn(usize) -> usize| {
-                    state
-                        .connections
-                        .iter()
-                        .find(|connection| connection.has_room(full))
-                        .cloned()
+                let max = self.max_streams();
+                let room = |full: usize| {
+                    let has_room = |connection: &&Arc<Connection>| connection.streams() < full;
+                    state.connections.iter().find(has_room).cloned()
                 };
-                if let Some(connection) = room(comfortable) {
+                if let Some(connection) = room(comfortable(max)) {
                     return Ok(Place::Http2(self.slot(connection)));
                 }
-                let tight = room(|max| max);
+                let tight = room(max);
                 if let Some(failure) = state.failure.clone()
                     && tight.is_none()
                     && state.connects > arrived
@@ -206,18 +205,20 @@ impl Http2Lane {
             self.0.fallback.adopt(connected.stream, connected.epoch).await;
             return Ok(None);
         }
-        let max_streams = Arc::new(AtomicUsize::new(ASSUMED_MAX_STREAMS));
-        let sender = handshake(connected.stream, max_streams.clone()).await?;
+        let sender = handshake(connected.stream, self.0.max_streams.clone()).await?;
         let connection = Arc::new(Connection {
             sender,
             epoch: connected.epoch,
             streams: AtomicUsize::new(0),
-            max_streams,
             answered: AtomicBool::new(false),
             idle_since: Mutex::new(Instant::now()),
         });
         self.close_when_idle(Arc::downgrade(&connection));
         Ok(Some(connection))
+    }
+
+    fn max_streams(&self) -> usize {
+        self.0.max_streams.load(Ordering::Relaxed)
     }
 
     /// The connection closes by itself when the last handle is dropped: here, or with its last stream.
@@ -242,8 +243,7 @@ impl Http2Lane {
                 };
                 // Under the lock nobody gets a new slot on it.
                 let mut state = lane.lock();
-                let idle = connection.streams.load(Ordering::Acquire) == 0
-                    && connection.idle_since().elapsed() >= IDLE_TIMEOUT;
+                let idle = connection.streams() == 0 && connection.idle_since().elapsed() >= IDLE_TIMEOUT;
                 if idle || connection.sender.is_closed() {
                     state.connections.retain(|known| !Arc::ptr_eq(known, &connection));
                     return;
@@ -262,8 +262,8 @@ impl Connection {
         self.epoch == epoch && !self.sender.is_closed()
     }
 
-    fn has_room(&self, full: fn(usize) -> usize) -> bool {
-        self.streams.load(Ordering::Acquire) < full(self.max_streams.load(Ordering::Relaxed))
+    fn streams(&self) -> usize {
+        self.streams.load(Ordering::Acquire)
     }
 
     fn idle_since(&self) -> Instant {
@@ -281,7 +281,7 @@ impl Drop for Slot {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
-        if before >= comfortable(connection.max_streams.load(Ordering::Relaxed)) {
+        if before >= comfortable(self.lane.max_streams()) {
             self.lane.0.changed.notify_one();
         }
     }
@@ -301,6 +301,7 @@ impl Drop for Connecting {
 async fn handshake(stream: Stream, max_streams: Arc<AtomicUsize>) -> Result<SendRequest<Body>, Failure> {
     let (sender, mut connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
+        .initial_max_send_streams(STREAMS_BEFORE_SETTINGS)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -312,10 +313,10 @@ async fn handshake(stream: Stream, max_streams: Arc<AtomicUsize>) -> Result<Send
     tokio::spawn(async move {
         std::future::poll_fn(|context| {
             let polled = pin!(&mut connection).poll(context);
-            max_streams.store(
-                connection.current_max_send_streams().min(ASSUMED_MAX_STREAMS),
-                Ordering::Relaxed,
-            );
+            let allowed = connection.current_max_send_streams();
+            if allowed != STREAMS_BEFORE_SETTINGS {
+                max_streams.store(allowed.min(ASSUMED_MAX_STREAMS), Ordering::Relaxed);
+            }
             // Errors reach whoever waits for an answer.
             polled.map(drop)
         })
@@ -341,6 +342,10 @@ fn comfortable(max: usize) -> usize {
 /// The API server's default (`--http2-max-streams-per-connection`, 100 since 1.29), and the least that RFC 9113 section
 /// 6.5.2 recommends. More on one connection means more requests behind one lost packet.
 const ASSUMED_MAX_STREAMS: usize = 100;
+
+/// What is sent before the server has said how many streams it allows: one, so that none of a burst is refused. The
+/// others follow a moment later.
+const STREAMS_BEFORE_SETTINGS: usize = 1;
 
 /// How often one request is handed back unsent by connections that were closed meanwhile, before it fails: an API server
 /// that restarts closes all of them at once.

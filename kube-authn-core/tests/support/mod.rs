@@ -165,6 +165,7 @@ pub struct Server {
 
 #[derive(Default)]
 struct State {
+    streams: u32,
     accepted: AtomicUsize,
     open: AtomicUsize,
     seen: Mutex<Vec<Seen>>,
@@ -184,9 +185,27 @@ impl Server {
         F: Fn(Request<Incoming>, Peer) -> R + Send + Sync + 'static,
         R: Future<Output = std::result::Result<Answer, Broken>> + Send + 'static,
     {
+        // The API server's default.
+        Self::start_allowing(100, address, tls, handler).await
+    }
+
+    /// A server that allows so many streams on a connection of h2.
+    pub async fn start_allowing<F, R>(
+        streams: u32,
+        address: SocketAddr,
+        tls: Option<Arc<ServerConfig>>,
+        handler: F,
+    ) -> Self
+    where
+        F: Fn(Request<Incoming>, Peer) -> R + Send + Sync + 'static,
+        R: Future<Output = std::result::Result<Answer, Broken>> + Send + 'static,
+    {
         let listener = TcpListener::bind(address).await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let state = Arc::new(State::default());
+        let state = Arc::new(State {
+            streams,
+            ..State::default()
+        });
         let handler: Handler = Arc::new(move |request, peer| Box::pin(handler(request, peer)));
         let accepting = tokio::spawn(accept(
             listener,
@@ -273,11 +292,12 @@ async fn serve(
     };
     match session.alpn_protocol() {
         Some(H2) => {
+            let streams = state.streams;
             let state = state.clone();
             let service =
                 service_fn(move |request| respond(request, handler.clone(), state.clone(), peer.clone()));
             let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .max_concurrent_streams(100)
+                .max_concurrent_streams(streams)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
         }
