@@ -1,10 +1,8 @@
 //! Our own HTTP calls: issuer metadata, key sets, token endpoints. Requests to API servers go another way.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+mod trust;
+
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -13,7 +11,7 @@ use http::{
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, crypto::CryptoProvider};
+use rustls::crypto::CryptoProvider;
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -24,7 +22,8 @@ use tokio_rustls::TlsConnector;
 use url::{Host, Url, form_urlencoded};
 use zeroize::Zeroizing;
 
-use crate::{CaBundle, Error, ErrorKind, Result, TlsTrust, tls};
+use self::trust::TlsSettings;
+use crate::{Error, ErrorKind, Result, TlsTrust};
 
 /// A small HTTP/1.1 client for calls to parties that we trust with a request but not with our memory or our time.
 ///
@@ -58,6 +57,11 @@ impl Transport {
         self.connect_timeout = connect;
         self.total_timeout = total;
         self
+    }
+
+    /// The longest that one call takes, with all its attempts.
+    pub fn total_timeout(&self) -> Duration {
+        self.total_timeout
     }
 
     /// What a GET of this URL gives, whatever its status.
@@ -337,58 +341,6 @@ fn back_off(attempt: u32) -> Duration {
     // Without random numbers the pause is the longest one, which is safe.
     let share = getrandom::fill(&mut random).map_or(255, |()| u32::from(random[0]));
     longest / 2 + longest / 2 * share / 255
-}
-
-/// TLS settings that follow the CA file.
-struct TlsSettings {
-    provider: Arc<CryptoProvider>,
-    trust: TlsTrust,
-    built: Mutex<Built>,
-}
-
-#[derive(Clone)]
-struct Built {
-    pem: Option<Arc<[u8]>>,
-    config: Arc<ClientConfig>,
-}
-
-impl TlsSettings {
-    fn new(provider: Arc<CryptoProvider>, trust: TlsTrust) -> Result<Self> {
-        let pem = trust.ca().read()?;
-        let config = Arc::new(tls::client_config(&provider, &trust, &[b"http/1.1"])?);
-        Ok(Self {
-            provider,
-            trust,
-            built: Mutex::new(Built { pem, config }),
-        })
-    }
-
-    /// The settings for the CA as it stands now. While a file is being replaced the last good one stays in force.
-    async fn current(&self) -> Result<Arc<ClientConfig>> {
-        let built = self.built.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let CaBundle::File(_) = self.trust.ca() else {
-            return Ok(built.config);
-        };
-        let ca = self.trust.ca().clone();
-        let pem = match tokio::task::spawn_blocking(move || ca.read()).await {
-            Ok(Ok(Some(pem))) if built.pem.as_ref() != Some(&pem) => pem,
-            _ => return Ok(built.config),
-        };
-        let trust = match self.trust.skip_verify() {
-            true => TlsTrust::dangerously_skip_verify(CaBundle::Pem(pem.clone())),
-            false => TlsTrust::new(CaBundle::Pem(pem.clone())),
-        };
-        let Ok(config) = tls::client_config(&self.provider, &trust, &[b"http/1.1"]) else {
-            tracing::warn!(ca = ?self.trust.ca(), "the CA file holds no usable certificate: the last good one stays in force");
-            return Ok(built.config);
-        };
-        let config = Arc::new(config);
-        *self.built.lock().unwrap_or_else(PoisonError::into_inner) = Built {
-            pem: Some(pem),
-            config: config.clone(),
-        };
-        Ok(config)
-    }
 }
 
 /// Largest answer that is read, bytes: key sets and token answers are a few KiB.

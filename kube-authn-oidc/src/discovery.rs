@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use kube_authn_core::{Error, ErrorKind, Issuer, Result, Transport};
+use kube_authn_core::{
+    Error, ErrorKind, Issuer, LoginConfig, Result, TlsTrust, Transport, rustls::crypto::CryptoProvider,
+};
 use serde::Deserialize;
 use tokio::{sync::Mutex, time::Instant};
 use url::{Host, Url};
@@ -38,6 +40,15 @@ impl IssuerClient {
             fetching: Mutex::default(),
             keys: KeyCache::default(),
         }))
+    }
+
+    /// The issuer of a login, reached with the login's CA.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` if the CA cannot be read or holds no certificate.
+    pub fn of_login(login: &LoginConfig, provider: Arc<CryptoProvider>) -> Result<Self> {
+        let transport = Transport::new(provider, TlsTrust::new(login.ca.clone()))?;
+        Ok(Self::new(login.issuer.clone(), transport))
     }
 
     /// The issuer identifier.
@@ -80,7 +91,7 @@ impl IssuerClient {
         }
         let answer = match &*failed {
             Some((failure, at)) if at.elapsed() < FAILURE_KEPT => Err(failure.clone()),
-            _ => self.discover().await,
+            _ => self.discover().await.map_err(remembered),
         };
         match (answer, known) {
             (Ok(metadata), _) => {
@@ -210,6 +221,14 @@ impl IssuerMetadata {
     }
 }
 
+/// A failure that answers everybody for a while says for how long.
+pub(crate) fn remembered(failure: Error) -> Error {
+    match failure.is_retryable() {
+        true => failure.with_retry_after(FAILURE_KEPT),
+        false => failure,
+    }
+}
+
 /// https always; http on loopback only if the issuer itself is reached that way.
 fn may_call(issuer: &Issuer, url: &Url) -> bool {
     let loopback = match url.host() {
@@ -239,8 +258,8 @@ struct WireMetadata {
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 /// Endpoints move with deployments, not with requests.
 const METADATA_FRESH: Duration = Duration::from_secs(3600);
-/// How long a failed discovery answers everybody: an issuer that is down is not asked by every request.
-const FAILURE_KEPT: Duration = Duration::from_secs(5);
+/// How long a failed fetch answers everybody: an issuer that is down is not asked by every request.
+pub(crate) const FAILURE_KEPT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

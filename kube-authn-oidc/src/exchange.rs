@@ -17,8 +17,8 @@ use crate::{
 
 /// A client of an issuer's token endpoint. Clones share the issuer.
 ///
-/// Nothing here is ever sent twice: a code or a rotating refresh token may be spent although the answer was lost. So no
-/// error of [`TokenClient::exchange`] and [`TokenClient::refresh`] says that the same call may succeed later.
+/// Nothing here is ever sent twice: a code or a rotating refresh token may be spent although the answer was lost. So once a
+/// form was on its way, no error of [`TokenClient::exchange`] and [`TokenClient::refresh`] says that it can be tried again.
 #[derive(Clone, Debug)]
 pub struct TokenClient {
     issuer: IssuerClient,
@@ -45,6 +45,11 @@ impl TokenClient {
     /// The client's own identifier.
     pub fn client_id(&self) -> &ClientId {
         &self.client_id
+    }
+
+    /// The longest that one call takes, discovery included: who marks a refresh token as being spent marks it for this long.
+    pub fn longest_call(&self) -> Duration {
+        self.issuer.transport().total_timeout() * 2
     }
 
     /// Exchanges the code that came back to this request.

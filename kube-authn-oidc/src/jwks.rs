@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::discovery::IssuerClient;
+use crate::discovery::{FAILURE_KEPT, IssuerClient, remembered};
 
 /// The signature algorithms that are accepted (RFC 7518 section 3.1): asymmetric ones only, never `none`, never HMAC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -292,6 +292,7 @@ impl KeyCache {
             (Err(Closed), _) => Err(None),
             (Ok(()), Some(failure)) => Err(Some(failure)),
             (Ok(()), None) => issuer.fetch_keys().await.map_err(|failure| {
+                let failure = remembered(failure);
                 tracing::warn!(issuer = %issuer.issuer(), %failure, "cannot fetch the key set");
                 gate.failed = Some((Instant::now(), failure.clone()));
                 Some(failure)
@@ -382,8 +383,6 @@ pub(crate) const KEYS_FRESH: Duration = Duration::from_secs(600);
 pub(crate) const KEYS_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// One forced fetch per issuer in this time, however many tokens with unknown key IDs arrive.
 pub(crate) const FORCED_EVERY: Duration = Duration::from_secs(10);
-/// How long a failed fetch answers everybody.
-const FAILURE_KEPT: Duration = Duration::from_secs(5);
 /// More keys than any issuer has: the rest is not looked at.
 const MAX_KEYS: usize = 100;
 /// Keys tried for one token without key ID.

@@ -13,7 +13,7 @@ use crate::{
     binding::bind,
     discovery::IssuerClient,
     exchange::TokenAnswer,
-    verify::{IdTokenVerifier, VerifiedIdToken, rejected},
+    verify::{IdTokenVerifier, VerifiedIdToken, claims::Claims, rejected},
 };
 
 /// Tokens that somebody brings and says are his.
@@ -119,6 +119,23 @@ impl LoginVerifier {
     /// The verifier of the login's tokens.
     pub fn verifier(&self) -> &IdTokenVerifier {
         &self.verifier
+    }
+
+    /// Whether a token says that it is of this login's issuer and client: to choose among several logins, before anything is
+    /// verified.
+    pub fn is_named_by(&self, id_token: &Secret) -> bool {
+        let Some(claims) = Claims::unverified(id_token.expose()) else {
+            return false;
+        };
+        let is = |name: &str, expected: &str| claims.text(name).is_ok_and(|claim| claim == Some(expected));
+        let for_client = self.login.client_id.as_ref().is_none_or(|client_id| {
+            let client_id = client_id.as_str();
+            is("azp", client_id)
+                || claims
+                    .audience()
+                    .is_ok_and(|aud| aud.iter().any(|aud| aud == client_id))
+        });
+        is("iss", self.login.issuer.as_str()) && for_client
     }
 
     /// A login of this principal that may be stored: the ID token is verified, the other tokens belong to it, the token

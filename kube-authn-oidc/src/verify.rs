@@ -150,13 +150,7 @@ impl IdTokenVerifier {
                         self.issuer.issuer()
                     )));
                 }
-                Err(failure) => {
-                    return Err(
-                        Error::new(failure.kind(), format!("Failed to get signing key: {failure}"))
-                            .with_retryable(failure.is_retryable())
-                            .with_source(failure),
-                    );
-                }
+                Err(failure) => return Err(no_keys(failure)),
             }
         }
         Ok((Claims::parse(jws.payload()?)?, jws.algorithm()))
@@ -347,6 +341,16 @@ fn expect_subject(claims: &Claims, subject: &Subject) -> Result<()> {
         )
         .with_code("identity_mismatch")),
     }
+}
+
+fn no_keys(failure: Error) -> Error {
+    let text = format!("Failed to get signing key: {failure}");
+    let error = Error::new(failure.kind(), text).with_retryable(failure.is_retryable());
+    let error = match failure.retry_after() {
+        Some(after) => error.with_retry_after(after),
+        None => error,
+    };
+    error.with_source(failure)
 }
 
 /// A verification that failed; the message never repeats what the token holds.

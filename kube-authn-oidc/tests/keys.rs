@@ -216,14 +216,13 @@ async fn issuer_that_does_not_answer_gives_a_timeout_and_holds_nobody_again() {
     let token = key.token(&issuer.claims(json!({})));
 
     let error = verifier.verify(&token, None).await.expect_err("silence");
-    let began = std::time::Instant::now();
     let second = verifier.verify(&token, None).await.expect_err("remembered");
 
     assert_eq!(
         (error.kind(), second.kind()),
         (ErrorKind::Timeout, ErrorKind::Timeout)
     );
-    assert!(began.elapsed() < Duration::from_millis(100));
+    assert_eq!(second.retry_after(), Some(Duration::from_secs(5)));
     assert_eq!(issuer.key_fetches(), 1);
 }
 

@@ -7,7 +7,7 @@
 
 mod support;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use kube_authn_core::{
     BindingRule, EntityRef, Error, ErrorKind, IdentityBinding, LoginConfig, NewLogin, Principal, Secret,
@@ -199,6 +199,21 @@ async fn rules_apply_in_their_order() {
         "identity_mismatch"
     );
     assert!(scene.post(&alice(), json!({})).await.is_ok());
+}
+
+#[tokio::test]
+async fn token_names_the_login_that_it_is_for() {
+    let scene = Scene::new(|_| ()).await;
+    let any_client = Scene::new(|login| login.client_id = None).await;
+    let named = |scene: &Scene, changes: Value| scene.verifier.is_named_by(&scene.token(changes));
+
+    assert!(named(&scene, json!({})) && named(&scene, json!({"aud": ["other", "kubernetes"]})));
+    assert!(named(&any_client, json!({"aud": "other"})));
+    assert!(
+        !named(&scene, json!({"aud": "other"}))
+            && !named(&any_client, json!({"iss": "https://other.example"}))
+    );
+    assert!(!scene.verifier.is_named_by(&Secret::new("opaque")));
 }
 
 #[tokio::test]
@@ -593,78 +608,4 @@ async fn revocation_says_whether_it_happened() {
         scene.issuer.posts()[0][0],
         ("token".to_owned(), "refresh".to_owned())
     );
-}
-
-/// Everything that is logged, at every level.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("lock").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-#[tokio::test]
-async fn no_token_and_no_claim_ever_shows_in_a_log_an_error_or_debug() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-    let scene = Scene::new(|_| ()).await;
-    let (client, request) = begun(&scene).await;
-    let mut shown = format!("{scene:?} {client:?} {request:?}", scene = scene.verifier);
-    let canary = "canary-0123456789";
-
-    for claims in [
-        json!({"name": canary, "groups": [canary]}),
-        json!({"iss": canary}),
-        json!({"aud": canary}),
-        json!({"exp": canary}),
-        json!({"nonce": canary, "email": canary, "email_verified": true}),
-        json!({"sub": format!("{canary}\n")}),
-    ] {
-        let token = scene.token(claims);
-        let mut posted = PostedTokens::new(token.clone())
-            .with_access_token(Secret::new(format!("{canary}.access")))
-            .with_refresh_token(Secret::new(format!("{canary}.refresh")));
-        shown += &format!("{posted:?}");
-        shown += &format!(
-            "{:?}",
-            scene
-                .verifier
-                .verify(&alice(), posted.clone())
-                .await
-                .map(|login| login.key)
-        );
-        posted.id_token = Secret::new(token.expose_str().expect("text").replace('.', "x.canary."));
-        let failure = scene
-            .verifier
-            .verify(&alice(), posted)
-            .await
-            .expect_err("malformed");
-        shown += &format!("{failure} {failure:?}");
-    }
-    scene.issuer.tokens(Answer::Status(
-        400,
-        format!(r#"{{"error":"{canary}","error_description":"{canary}"}}"#),
-    ));
-    shown += &format!("{:?}", client.refresh(&Secret::new(canary)).await);
-    scene.issuer.tokens(Answer::Json(
-        json!({"access_token": canary, "token_type": "Bearer", "expires_in": canary}),
-    ));
-    shown += &format!("{:?}", client.refresh(&Secret::new(canary)).await);
-
-    let logged = String::from_utf8(log.0.lock().expect("lock").clone()).expect("UTF-8");
-    assert!(!logged.is_empty() && logged.contains("login_refused"));
-    assert!(!logged.contains("canary"), "{logged}");
-    assert!(!shown.contains("canary"), "{shown}");
 }
