@@ -227,6 +227,26 @@ async fn issuer_that_does_not_answer_gives_a_timeout_and_holds_nobody_again() {
 }
 
 #[tokio::test]
+async fn slow_issuer_never_holds_up_logins_whose_key_is_known() {
+    let key = Signer::p256("k");
+    let issuer = FakeIssuer::start(&[&key]).await;
+    let verifier = issuer.verifier();
+    let token = key.token(&issuer.claims(json!({})));
+    assert!(good(&verifier, &token).await);
+    issuer.keys(Answer::Silence);
+    wait(601).await;
+    let began = std::time::Instant::now();
+
+    // The first one waits for a moment, the others not at all; the fetch itself would take 15 seconds to fail.
+    for _ in 0..100 {
+        assert!(good(&verifier, &token).await);
+    }
+
+    assert!(began.elapsed() < Duration::from_secs(10));
+    assert_eq!(issuer.key_fetches(), 2);
+}
+
+#[tokio::test]
 async fn issuer_that_names_another_one_is_never_believed() {
     let key = Signer::p256("k");
     let issuer = FakeIssuer::start(&[&key]).await;
