@@ -137,8 +137,13 @@ async fn algorithm_of_another_key_type_never_verifies() {
     let issuer = FakeIssuer::start(&[&rsa]).await;
     let claims = issuer.claims(json!({}));
 
-    for alg in ["ES256", "ES384", "ES512", "PS256", "RS384", "RS512"] {
-        refused(&issuer, &rsa.token_with_header(json!({"alg": alg}), &claims)).await;
+    for alg in ["PS256", "RS384", "RS512"] {
+        let text = refused(&issuer, &rsa.token_with_header(json!({ "alg": alg }), &claims)).await;
+        assert!(text.starts_with("Signature verification failed: "), "{text}");
+    }
+    for alg in ["ES256", "ES384", "ES512"] {
+        let text = refused(&issuer, &rsa.token_with_header(json!({ "alg": alg }), &claims)).await;
+        assert!(text.starts_with("Failed to get signing key: "), "{text}");
     }
     refused(&issuer, &ec.token(&claims)).await;
 }
