@@ -1,6 +1,7 @@
 //! The only way from tokens to a stored row and back.
 
 mod live;
+mod login;
 mod pin;
 mod refresh;
 mod row;
@@ -9,24 +10,39 @@ use std::{cmp::Reverse, fmt, sync::Arc};
 
 use jiff::Timestamp;
 
-pub use self::refresh::Claim;
 use self::{
     live::{Admission, LiveLogins},
     row::Extra,
 };
+pub use self::{
+    login::{Login, NewLogin},
+    refresh::Claim,
+};
 use crate::{
-    AuditEvent, ClientId, Clock, EntityRef, Error, ErrorKind, Expected, Issuer, LoginHandle, LoginMetadata,
-    Result, Revision, Sealer, Subject, SystemClock, TokenKey, TokenRecord, TokenSet, TokenStore, usable,
+    AuditEvent, ClientId, Clock, EntityRef, Error, ErrorKind, Expected, Issuer, LoginMetadata, Result,
+    Revision, Sealer, SystemClock, TokenKey, TokenRecord, TokenSet, TokenStore, usable,
 };
 
 /// Keeps logins in a [`TokenStore`], sealed by a [`Sealer`]. Clones share everything.
 ///
-/// What a row holds is bound to its key, its revision and all of its metadata: a row that was moved, swapped, edited,
-/// or whose sealed part or revision alone was put back is `RecordDamaged`, never "no login". A whole old row that was
-/// put back is refused by a process that saw a newer one.
+/// # Contract
+/// Each line is a check of the conformance suite (feature `conformance`), run over every store.
 ///
-/// Every credential of a login holds the login's one [`LoginHandle`]. [`TokenVault::log_out`] and a newer login end it
-/// before they return; what another process did ends it within a second.
+/// 1. A login comes back with its tokens, here and in every other process with the same keys.
+/// 2. Of two logins the one that the issuer made later stays, in whatever order they arrive.
+/// 3. A row that was moved, swapped, edited, truncated, or whose sealed part or revision alone was put back is
+///    `RecordDamaged`, never "no login", and harms no other row. A login replaces it, a logout deletes it.
+/// 4. A whole old row that was put back is refused by a process that saw a newer one or the end of its login.
+/// 5. All credentials of a login share its [`LoginHandle`](crate::LoginHandle). Logout, a newer login, purge and a
+///    withdrawn grant end it before they return; what another process did ends it within a second. When events were
+///    lost, the store is asked, and one that does not answer ends nobody.
+/// 6. A load that began before a logout hands out nothing that outlives it.
+/// 7. A refresh token is claimed by one process at a time. A claim whose owner vanished allows one attempt, then the
+///    login is used to its end.
+/// 8. A refresh in flight never writes a deleted login back and never overwrites a new one.
+/// 9. First use pins one subject to one principal and one principal to one subject of an issuer, for good, whoever
+///    races; no login lies under a pin's name.
+/// 10. No `Debug`, error or row shows a token.
 #[derive(Clone)]
 pub struct TokenVault(Arc<Inner>);
 
@@ -35,62 +51,6 @@ struct Inner {
     sealer: Arc<dyn Sealer>,
     clock: Arc<dyn Clock>,
     live: Arc<LiveLogins>,
-}
-
-/// What a user brings to log in, or an issuer gives for a refresh token.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct NewLogin {
-    /// Whom the issuer named.
-    pub subject: Subject,
-    /// The tokens.
-    pub tokens: TokenSet,
-    /// UTC instant at which the token that clusters get ends.
-    pub expires_at: Timestamp,
-    /// UTC instant at which the issuer made the tokens (`iat`), if it said so; decides which of two logins is newer.
-    pub issued_at: Option<Timestamp>,
-}
-
-impl NewLogin {
-    /// Tokens of this subject, of which the one for clusters ends at `expires_at`.
-    pub fn new(subject: Subject, tokens: TokenSet, expires_at: Timestamp) -> Self {
-        Self {
-            subject,
-            tokens,
-            expires_at,
-            issued_at: None,
-        }
-    }
-
-    /// States when the issuer made the tokens (`iat`).
-    pub fn with_issued_at(mut self, issued_at: Timestamp) -> Self {
-        self.issued_at = Some(issued_at);
-        self
-    }
-}
-
-/// A stored login, opened.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Login {
-    /// Whose login, at which issuer, for which client.
-    pub key: TokenKey,
-    /// Which state of which login.
-    pub revision: Revision,
-    /// Subject, end, and whether it can be or is being refreshed.
-    pub metadata: LoginMetadata,
-    /// The tokens; empty once the issuer withdrew the grant ([`TokenVault::end`]).
-    pub tokens: TokenSet,
-    /// The life of this login: to be put into every credential made from it.
-    pub handle: LoginHandle,
-    extra: Extra,
-}
-
-impl Login {
-    /// UTC instant at which the issuer made the tokens, if it said so.
-    pub fn issued_at(&self) -> Option<Timestamp> {
-        self.extra.issued_at
-    }
 }
 
 impl TokenVault {

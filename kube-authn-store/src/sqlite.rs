@@ -2,6 +2,7 @@
 
 mod error;
 mod events;
+mod row;
 mod schema;
 
 use std::{
@@ -13,11 +14,11 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use kube_authn_core::{
-    ClientId, EntityRef, Error, ErrorKind, Expected, Issuer, KeyId, LoginEvents, LoginId, LoginMetadata,
-    RefreshMark, Result, Revision, Subject, TokenKey, TokenRecord, TokenStore,
+    EntityRef, Error, ErrorKind, Expected, LoginEvents, LoginMetadata, Result, Revision, TokenKey,
+    TokenRecord, TokenStore,
 };
 use sqlx::{
-    ConnectOptions, Row, SqlitePool,
+    ConnectOptions, SqlitePool,
     sqlite::{
         SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
         SqliteSynchronous,
@@ -25,7 +26,10 @@ use sqlx::{
 };
 use tokio::sync::Notify;
 
-use self::error::SqliteError;
+use self::{
+    error::SqliteError,
+    row::{column, key, metadata, number, record, revision},
+};
 
 /// Keeps logins in one SQLite file, for one machine: any number of processes may have it open. Clones share the file.
 ///
@@ -121,6 +125,10 @@ impl SqliteTokenStore {
             SqlitePoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
+                // A connection is a file handle of this process: it neither goes stale nor has to be asked.
+                .test_before_acquire(false)
+                .idle_timeout(None)
+                .max_lifetime(None)
         };
         let writer = pool(1)
             .connect_with(options.clone())
@@ -232,7 +240,7 @@ impl TokenStore for SqliteTokenStore {
                  WHERE principal = ? AND issuer = ? AND client_id = ? AND login = ? AND number = ?",
             )
             .bind(revision.login.as_bytes().to_vec())
-            .bind(self::number(revision)?),
+            .bind(row::number(revision)?),
         };
         match self.write(statement).await? {
             0 => Err(Error::new(
@@ -319,88 +327,6 @@ fn scanned(row: &SqliteRow) -> Option<(TokenKey, TokenRecord)> {
             None
         }
     }
-}
-
-fn key(row: &SqliteRow) -> Result<TokenKey> {
-    Ok(TokenKey {
-        principal: EntityRef::parse(text(row, "principal")?).map_err(foreign)?,
-        issuer: Issuer::new(text(row, "issuer")?).map_err(foreign)?,
-        client_id: ClientId::new(text(row, "client_id")?).map_err(foreign)?,
-    })
-}
-
-fn record(row: &SqliteRow) -> Result<TokenRecord> {
-    Ok(TokenRecord {
-        revision: revision(row)?,
-        metadata: metadata(row)?,
-        key_id: KeyId::new(text(row, "key_id")?).map_err(foreign)?,
-        sealed: column::<Vec<u8>>(row, "sealed")?.into(),
-    })
-}
-
-fn revision(row: &SqliteRow) -> Result<Revision> {
-    Ok(Revision {
-        login: login_id(&column::<Vec<u8>>(row, "login")?)?,
-        number: u64::try_from(column::<i64>(row, "number")?).map_err(foreign)?,
-    })
-}
-
-fn metadata(row: &SqliteRow) -> Result<LoginMetadata> {
-    let mut metadata = LoginMetadata::new(
-        Subject::new(text(row, "subject")?).map_err(foreign)?,
-        instant(column(row, "expires_at")?)?,
-        column(row, "refreshable")?,
-        instant(column(row, "created_at")?)?,
-    );
-    metadata.updated_at = instant(column(row, "updated_at")?)?;
-    let owner: Option<Vec<u8>> = column(row, "refreshing_owner")?;
-    let until: Option<i64> = column(row, "refreshing_until")?;
-    metadata.refreshing = match (owner, until) {
-        (Some(owner), Some(until)) => Some(RefreshMark {
-            owner: login_id(&owner)?,
-            until: instant(until)?,
-        }),
-        _ => None,
-    };
-    Ok(metadata)
-}
-
-fn text<'r>(row: &'r SqliteRow, name: &'static str) -> Result<&'r str> {
-    column(row, name)
-}
-
-fn column<'r, T>(row: &'r SqliteRow, name: &'static str) -> Result<T>
-where
-    T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
-{
-    row.try_get(name).map_err(foreign)
-}
-
-fn login_id(bytes: &[u8]) -> Result<LoginId> {
-    bytes.try_into().map(LoginId::from_bytes).map_err(foreign)
-}
-
-fn instant(millisecond: i64) -> Result<Timestamp> {
-    Timestamp::from_millisecond(millisecond).map_err(foreign)
-}
-
-fn number(revision: Revision) -> Result<i64> {
-    i64::try_from(revision.number).map_err(|source| {
-        Error::new(
-            ErrorKind::Unexpected,
-            "a login was written too often to be counted",
-        )
-        .with_source(source)
-    })
-}
-
-/// A row that none of us wrote. The source says what was wrong and holds no value.
-fn foreign(source: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(
-        ErrorKind::RecordDamaged,
-        "a row of the store is not as it was written: it was changed outside",
-    )
-    .with_source(source)
 }
 
 /// Makes the file, readable by its owner alone: it would otherwise be made with what the process's mask allows.

@@ -57,7 +57,7 @@ pub(super) fn damaged() -> Error {
 /// Stores keep milliseconds, so nothing finer may be sealed.
 fn to_milliseconds(mut metadata: LoginMetadata) -> LoginMetadata {
     let cut = |instant: &mut Timestamp| {
-        *instant = Timestamp::from_millisecond(instant.as_millisecond()).unwrap_or(*instant);
+        *instant = from_millisecond(instant.as_millisecond()).unwrap_or(*instant);
     };
     cut(&mut metadata.expires_at);
     cut(&mut metadata.created_at);
@@ -176,7 +176,13 @@ impl PartialToken {
 }
 
 fn read_instant(bytes: &[u8]) -> Option<Timestamp> {
-    Timestamp::from_millisecond(i64::from_be_bytes(bytes.try_into().ok()?)).ok()
+    from_millisecond(i64::from_be_bytes(bytes.try_into().ok()?))
+}
+
+/// As `Timestamp::from_millisecond`, which refuses the last second that a timestamp can hold.
+fn from_millisecond(millisecond: i64) -> Option<Timestamp> {
+    let nanosecond = i32::try_from(millisecond % 1_000).ok()? * 1_000_000;
+    Timestamp::new(millisecond / 1_000, nanosecond).ok()
 }
 
 /// First byte of what a row is bound to.

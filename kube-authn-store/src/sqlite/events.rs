@@ -6,7 +6,7 @@ use kube_authn_core::{Error, LoginEvent, LoginEvents, Result, Revision};
 use sqlx::{Row, SqlitePool, sqlite::SqliteRow};
 use tokio::sync::mpsc;
 
-use super::{Inner, SqliteTokenStore};
+use super::{Inner, SqliteTokenStore, row};
 
 /// A subscription from now on. Each has its own place in the table, so a slow subscriber waits for itself alone.
 pub(super) async fn subscribe(store: &SqliteTokenStore) -> Result<LoginEvents> {
@@ -78,22 +78,22 @@ async fn next(readers: &SqlitePool, last: &mut i64) -> Result<Vec<LoginEvent>, s
     let fresh = rows.iter().zip(&ids).filter(|(_, id)| **id > *last);
     let events = fresh
         // A row that none of us wrote says that something changed, and no more than that.
-        .map(|(row, _)| event(row).unwrap_or(LoginEvent::Gap))
+        .map(|(changed, _)| event(changed).unwrap_or(LoginEvent::Gap))
         .collect();
     *last = ids.last().copied().unwrap_or(*last);
     Ok(events)
 }
 
-fn event(row: &SqliteRow) -> Result<LoginEvent, Error> {
-    let key = super::key(row)?;
-    let login = super::login_id(&super::column::<Vec<u8>>(row, "login")?)?;
-    let number: Option<i64> = super::column(row, "number")?;
+fn event(changed: &SqliteRow) -> Result<LoginEvent, Error> {
+    let key = row::key(changed)?;
+    let login = row::login_id(&row::column::<Vec<u8>>(changed, "login")?)?;
+    let number: Option<i64> = row::column(changed, "number")?;
     Ok(match number {
         Some(number) => LoginEvent::Changed {
             key,
             revision: Revision {
                 login,
-                number: u64::try_from(number).map_err(super::foreign)?,
+                number: u64::try_from(number).map_err(row::foreign)?,
             },
         },
         None => LoginEvent::Ended { key, login },

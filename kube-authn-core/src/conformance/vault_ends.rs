@@ -1,0 +1,150 @@
+//! What [`TokenVault`](crate::TokenVault) promises of ends: every credential of a login is told. Run by
+//! [`super::vault::all`].
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    puppet::PuppetStore,
+    vault::{VaultFixture, after, alice, key, login, ok, present},
+};
+use crate::{LoginEvent, LoginHandle, TokenStore};
+
+/// Logout here.
+pub async fn logout_ends_every_credential_before_it_returns(fixture: &VaultFixture) {
+    let vault = fixture.vault();
+    ok(vault.log_in(&alice(), login("one", 3_600)).await);
+    ok(vault
+        .log_in(&key("bob", "kubernetes"), login("bobs", 3_600))
+        .await);
+    let handle = present(&vault).await.handle;
+    let bobs = ok(vault.load(&key("bob", "kubernetes")).await).map(|login| login.handle);
+
+    assert!(ok(vault.clone().log_out(&alice()).await));
+
+    assert!(handle.is_ended());
+    assert!(
+        bobs.is_some_and(|handle| !handle.is_ended()),
+        "the logout of another"
+    );
+    assert!(ok(vault.load(&alice()).await).is_none());
+    assert!(!ok(vault.log_out(&alice()).await), "nothing was left");
+}
+
+/// A login in place of another.
+pub async fn new_login_ends_the_one_it_replaces(fixture: &VaultFixture) {
+    let vault = fixture.vault();
+    ok(vault.log_in(&alice(), login("one", 3_600)).await);
+    let first = present(&vault).await;
+
+    ok(vault.log_in(&alice(), login("two", 3_600)).await);
+
+    let second = present(&vault).await;
+    assert!(first.handle.is_ended() && !second.handle.is_ended());
+    assert_ne!(first.revision.login, second.revision.login);
+}
+
+/// Purge here.
+pub async fn purge_ends_what_it_deletes(fixture: &VaultFixture) {
+    let vault = fixture.vault();
+    ok(vault.log_in(&alice(), login("short", 10)).await);
+    ok(vault
+        .log_in(&key("bob", "kubernetes"), login("long", 3_600))
+        .await);
+    let short = present(&vault).await.handle;
+    let long = ok(vault.load(&key("bob", "kubernetes")).await).map(|login| login.handle);
+
+    assert_eq!(ok(vault.purge(after(60), 100).await), 1);
+
+    assert!(short.is_ended());
+    assert!(long.is_some_and(|handle| !handle.is_ended()));
+}
+
+/// Logout and login by another process.
+pub async fn logout_elsewhere_is_seen_here(fixture: &VaultFixture) {
+    let (here, elsewhere) = (fixture.vault(), fixture.vault_elsewhere());
+    ok(here.log_in(&alice(), login("one", 3_600)).await);
+    let first = present(&here).await.handle;
+    ok(elsewhere.log_in(&alice(), login("two", 3_600)).await);
+    ends(&first).await;
+
+    let second = present(&here).await.handle;
+    ok(elsewhere.log_out(&alice()).await);
+
+    ends(&second).await;
+    assert!(ok(here.load(&alice()).await).is_none());
+}
+
+/// A load that has read its row when the login ends must not bring it back.
+pub async fn load_that_began_before_a_logout_hands_out_nothing(fixture: &VaultFixture) {
+    let puppet = PuppetStore::new(Arc::clone(&fixture.store));
+    let vault = fixture.vault_over(puppet.clone());
+    for warm in [false, true] {
+        ok(vault.log_in(&alice(), login("one", 3_600)).await);
+        if warm {
+            drop(present(&vault).await);
+        }
+        puppet.hold_next_load();
+        let loading = tokio::spawn({
+            let vault = vault.clone();
+            async move { vault.load(&alice()).await }
+        });
+        puppet.load_is_held().await;
+
+        ok(vault.log_out(&alice()).await);
+        puppet.release_load();
+
+        let loaded = loading.await.map(ok);
+        assert!(matches!(loaded, Ok(None)), "a login came back from the dead");
+    }
+}
+
+/// Lost events.
+pub async fn gap_ends_what_is_gone_and_keeps_the_rest(fixture: &VaultFixture) {
+    let puppet = PuppetStore::new(Arc::clone(&fixture.store));
+    let vault = fixture.vault_over(puppet.clone());
+    let bob = key("bob", "kubernetes");
+    ok(vault.log_in(&alice(), login("one", 3_600)).await);
+    ok(vault.log_in(&bob, login("two", 3_600)).await);
+    let gone = present(&vault).await.handle;
+    let kept = ok(vault.load(&bob).await).map(|login| login.handle);
+    puppet
+        .tell(LoginEvent::Ended {
+            key: bob.clone(),
+            login: gone.id(),
+        })
+        .await;
+    ok(fixture.store.delete(&alice()).await);
+
+    puppet.set_unreachable(true);
+    puppet.tell(LoginEvent::Gap).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let unasked = !gone.is_ended();
+    puppet.set_unreachable(false);
+
+    ends(&gone).await;
+    assert!(unasked, "a store out of reach ends nobody");
+    assert!(kept.is_some_and(|handle| !handle.is_ended()));
+}
+
+/// The task that watches the store.
+pub async fn dropped_vault_stops_watching(fixture: &VaultFixture) {
+    let puppet = PuppetStore::new(Arc::clone(&fixture.store));
+    let vault = fixture.vault_over(puppet.clone());
+    ok(vault.load(&alice()).await);
+    puppet.is_subscribed().await;
+    let gone = puppet.clone();
+    let gone = tokio::spawn(async move { gone.subscriber_is_gone().await });
+
+    drop(vault);
+
+    let stopped = tokio::time::timeout(PATIENCE, gone).await;
+    assert!(stopped.is_ok(), "the task outlived its vault");
+}
+
+async fn ends(handle: &LoginHandle) {
+    let ended = tokio::time::timeout(PATIENCE, handle.ended()).await;
+    assert!(ended.is_ok(), "the end of a login was not seen");
+}
+
+/// A machine that runs tests is busy; the promise of a second is for one that is not.
+const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,0 +1,62 @@
+//! What comes into a vault and what comes out.
+
+use jiff::Timestamp;
+
+use super::row::Extra;
+use crate::{LoginHandle, LoginMetadata, Revision, Subject, TokenKey, TokenSet};
+
+/// What a user brings to log in, or an issuer gives for a refresh token.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NewLogin {
+    /// Whom the issuer named.
+    pub subject: Subject,
+    /// The tokens.
+    pub tokens: TokenSet,
+    /// UTC instant at which the token that clusters get ends.
+    pub expires_at: Timestamp,
+    /// UTC instant at which the issuer made the tokens (`iat`), if it said so; decides which of two logins is newer.
+    pub issued_at: Option<Timestamp>,
+}
+
+impl NewLogin {
+    /// Tokens of this subject, of which the one for clusters ends at `expires_at`.
+    pub fn new(subject: Subject, tokens: TokenSet, expires_at: Timestamp) -> Self {
+        Self {
+            subject,
+            tokens,
+            expires_at,
+            issued_at: None,
+        }
+    }
+
+    /// States when the issuer made the tokens (`iat`).
+    pub fn with_issued_at(mut self, issued_at: Timestamp) -> Self {
+        self.issued_at = Some(issued_at);
+        self
+    }
+}
+
+/// A stored login, opened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Login {
+    /// Whose login, at which issuer, for which client.
+    pub key: TokenKey,
+    /// Which state of which login.
+    pub revision: Revision,
+    /// Subject, end, and whether it can be or is being refreshed.
+    pub metadata: LoginMetadata,
+    /// The tokens; empty once the issuer withdrew the grant ([`TokenVault::end`](crate::TokenVault::end)).
+    pub tokens: TokenSet,
+    /// The life of this login: to be put into every credential made from it.
+    pub handle: LoginHandle,
+    pub(super) extra: Extra,
+}
+
+impl Login {
+    /// UTC instant at which the issuer made the tokens, if it said so.
+    pub fn issued_at(&self) -> Option<Timestamp> {
+        self.extra.issued_at
+    }
+}

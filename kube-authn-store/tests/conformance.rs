@@ -1,0 +1,81 @@
+//! The contracts of stores and of the vault, run over every store.
+
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
+use kube_authn_core::{
+    KeyId,
+    conformance::{
+        store::{self, StoreFixture},
+        vault::{self, VaultFixture},
+    },
+};
+use kube_authn_store::{KeyRing, MemoryTokenStore, SqliteTokenStore};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_store_keeps_the_contract() {
+    store::all(|| async { StoreFixture::new(MemoryTokenStore::new()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vault_over_memory_keeps_its_contract() {
+    vault::all(|| async { VaultFixture::new(MemoryTokenStore::new(), keys()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_store_keeps_the_contract() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = Files::new(&folder);
+    store::all(|| async {
+        let url = files.next();
+        let unreachable = open(&files.next()).await;
+        unreachable.close().await;
+        StoreFixture::new(open(&url).await)
+            .with_other(open(&url).await)
+            .with_unreachable(unreachable)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vault_over_sqlite_keeps_its_contract() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = Files::new(&folder);
+    vault::all(|| async {
+        let url = files.next();
+        VaultFixture::new(open(&url).await, keys()).with_other(open(&url).await)
+    })
+    .await;
+}
+
+/// A new file for every fixture.
+struct Files<'a> {
+    folder: &'a tempfile::TempDir,
+    count: std::cell::Cell<usize>,
+}
+
+impl<'a> Files<'a> {
+    fn new(folder: &'a tempfile::TempDir) -> Self {
+        Self {
+            folder,
+            count: std::cell::Cell::new(0),
+        }
+    }
+
+    fn next(&self) -> String {
+        self.count.set(self.count.get() + 1);
+        format!(
+            "sqlite://{}/{}.db",
+            self.folder.path().display(),
+            self.count.get()
+        )
+    }
+}
+
+async fn open(url: &str) -> SqliteTokenStore {
+    SqliteTokenStore::open(url).await.expect("a store")
+}
+
+fn keys() -> KeyRing {
+    let id = KeyId::new("k1").expect("an id");
+    KeyRing::new(vec![(id, KeyRing::random_key().expect("a key"))]).expect("a ring")
+}

@@ -1,0 +1,481 @@
+//! What is SQLite's alone: the file, its schema, its faults.
+
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "the file is looked at from outside")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use kube_authn_core::{
+    EntityRef, ErrorKind, Expected, Result, TokenKey, TokenRecord, TokenStore, TokenVault,
+};
+use kube_authn_store::{
+    SqliteTokenStore,
+    sqlx::{self, ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions},
+};
+use proptest::prelude::*;
+use support::{CANARY, fixed_keys, id_token_of, key, key_of, keys, login_of};
+
+#[tokio::test]
+async fn moved_or_swapped_columns_never_give_somebody_elses_token() {
+    let (folder, path) = file();
+    let (alice, bob) = (key("alice"), key("bob"));
+    let elsewhere = key_of("alice", "https://other.example.com/", "kubernetes");
+    let logins = [(&alice, "alice"), (&bob, "bob"), (&elsewhere, "alice-elsewhere")];
+    let ring = keys();
+    let vault = TokenVault::new(open(&path).await, ring.clone());
+    vault
+        .log_in(&alice, login_of("alice-before"))
+        .await
+        .expect("stored");
+    let mut sql = connect(&path).await;
+    run(&mut sql, "CREATE TABLE old AS SELECT * FROM kube_authn_logins").await;
+    for (key, owner) in logins {
+        vault.log_in(key, login_of(owner)).await.expect("stored");
+    }
+    run(&mut sql, "CREATE TABLE good AS SELECT * FROM kube_authn_logins").await;
+    let alices = "principal = 'user:default/alice' AND issuer = 'https://issuer.example.com/'";
+    let of = |column: &str, table: &str, principal: &str| {
+        format!("{column} = (SELECT {column} FROM {table} WHERE principal = '{principal}' LIMIT 1)")
+    };
+    let (bobs, old) = ("user:default/bob", "user:default/alice");
+    let edits = [
+        of("sealed", "good", bobs),
+        of("sealed", "old", old),
+        of("login", "old", old),
+        of("login", "good", bobs),
+        of("subject", "good", bobs),
+        format!("{}, {}", of("sealed", "good", bobs), of("login", "good", bobs)),
+        "number = number + 1".to_owned(),
+        "expires_at = expires_at + 1".to_owned(),
+        "created_at = created_at + 1".to_owned(),
+        "refreshable = 0".to_owned(),
+        "refreshing_owner = login, refreshing_until = 1".to_owned(),
+        "sealed = substr(sealed, 1, length(sealed) - 1)".to_owned(),
+        "sealed = x''".to_owned(),
+        "sealed = randomblob(length(sealed))".to_owned(),
+        "key_id = 'k2'".to_owned(),
+        "key_id = ''".to_owned(),
+        "subject = char(10)".to_owned(),
+        "expires_at = 9223372036854775807".to_owned(),
+        "number = -1".to_owned(),
+    ];
+
+    for edit in edits {
+        run(
+            &mut sql,
+            format!("UPDATE kube_authn_logins SET {edit} WHERE {alices}"),
+        )
+        .await;
+        let vault = TokenVault::new(open(&path).await, ring.clone());
+
+        let error = vault.load(&alice).await.expect_err(&edit);
+
+        assert_eq!(error.kind(), ErrorKind::RecordDamaged, "{edit}");
+        assert!(!format!("{error} {error:?}").contains(CANARY), "{edit}");
+        for (key, owner) in &logins[1..] {
+            assert_eq!(id_token(&vault, key).await, Some(id_token_of(owner)), "{edit}");
+        }
+        run(&mut sql, format!("DELETE FROM kube_authn_logins WHERE {alices}")).await;
+        run(
+            &mut sql,
+            format!("INSERT INTO kube_authn_logins SELECT * FROM good WHERE {alices}"),
+        )
+        .await;
+    }
+    let vault = TokenVault::new(open(&path).await, ring);
+    assert_eq!(id_token(&vault, &alice).await, Some(id_token_of("alice")));
+    drop(folder);
+}
+
+#[tokio::test]
+async fn row_moved_to_another_user_or_issuer_never_opens() {
+    let (_folder, path) = file();
+    let ring = keys();
+    let vault = TokenVault::new(open(&path).await, ring.clone());
+    let mut sql = connect(&path).await;
+    for (column, value, moved) in [
+        ("principal", "user:default/mallory", key("mallory")),
+        (
+            "issuer",
+            "https://evil.example.com/",
+            key_of("alice", "https://evil.example.com/", "kubernetes"),
+        ),
+        (
+            "client_id",
+            "another",
+            key_of("alice", "https://issuer.example.com/", "another"),
+        ),
+    ] {
+        vault
+            .log_in(&key("alice"), login_of("alice"))
+            .await
+            .expect("stored");
+        run(
+            &mut sql,
+            format!("UPDATE kube_authn_logins SET {column} = '{value}'"),
+        )
+        .await;
+
+        let error = TokenVault::new(open(&path).await, ring.clone())
+            .load(&moved)
+            .await;
+
+        assert_eq!(
+            error.expect_err("moved").kind(),
+            ErrorKind::RecordDamaged,
+            "{column}"
+        );
+        assert!(vault.load(&key("alice")).await.expect("loaded").is_none());
+        run(&mut sql, "DELETE FROM kube_authn_logins").await;
+    }
+}
+
+#[tokio::test]
+async fn old_row_put_back_never_serves_who_saw_a_newer_one() {
+    let (_folder, path) = file();
+    let vault = TokenVault::new(open(&path).await, keys());
+    let mut sql = connect(&path).await;
+    vault
+        .log_in(&key("alice"), login_of("before"))
+        .await
+        .expect("stored");
+    run(&mut sql, "CREATE TABLE old AS SELECT * FROM kube_authn_logins").await;
+    vault
+        .log_in(&key("alice"), login_of("after"))
+        .await
+        .expect("stored");
+
+    run(&mut sql, "DELETE FROM kube_authn_logins").await;
+    run(&mut sql, "INSERT INTO kube_authn_logins SELECT * FROM old").await;
+
+    let error = vault.load(&key("alice")).await.expect_err("put back");
+    assert_eq!(error.kind(), ErrorKind::RecordDamaged);
+}
+
+#[tokio::test]
+async fn separators_and_wildcards_in_names_never_reach_another_row() {
+    let (_folder, path) = file();
+    let store = open(&path).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    let names = [
+        "a", "%", "_", "a%", "*", "?", "a'--", "a';drop", "\"", "a\"b", "\\", "a\\", "${a}", "[a]", "(a)",
+        "a,b", "a|b", "a&b", "a=b", "a#b", "a;b", "a+b", "a.b", "~", "`a`", "''", "a''b", "{}", "<a>", "@a",
+        "!a", "^a",
+    ];
+    for name in names {
+        vault.log_in(&key(name), login_of(name)).await.expect("stored");
+        let key = key_of(name, "https://issuer.example.com/'%_*:", "c'%_*: \";--");
+        vault
+            .log_in(&key, login_of(&format!("{name}-two")))
+            .await
+            .expect("stored");
+    }
+
+    for (index, name) in names.into_iter().enumerate() {
+        assert_eq!(id_token(&vault, &key(name)).await, Some(id_token_of(name)));
+        assert_eq!(
+            vault.list(&key(name).principal).await.expect("listed").len(),
+            2,
+            "{name}"
+        );
+
+        assert_eq!(
+            vault.log_out_all(&key(name).principal).await.expect("deleted"),
+            2,
+            "{name}"
+        );
+
+        let left = store.scan(None, 1_000).await.expect("scanned").len();
+        assert_eq!(left, 2 * (names.len() - index - 1), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn file_never_holds_a_readable_token() {
+    let (folder, path) = file();
+    let vault = TokenVault::new(open(&path).await, keys());
+    for index in 0..50 {
+        let key = key(&format!("u{index}"));
+        vault.log_in(&key, login_of("first")).await.expect("stored");
+        vault.log_in(&key, login_of("second")).await.expect("stored");
+        if index % 2 == 0 {
+            vault.log_out(&key).await.expect("deleted");
+        }
+    }
+
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder.path()).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let bytes = std::fs::read(&path).expect("a file");
+        names.push(path.file_name().expect("a name").to_string_lossy().into_owned());
+        let found = bytes
+            .windows(CANARY.len())
+            .any(|window| window == CANARY.as_bytes());
+        assert!(!found, "{} holds a token", path.display());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = entry_mode(&path).permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{}", path.display());
+        }
+    }
+    names.sort();
+    assert_eq!(names, ["logins.db", "logins.db-shm", "logins.db-wal"]);
+}
+
+#[tokio::test]
+async fn full_disk_fails_the_write_and_nothing_else() {
+    let (_folder, path) = file();
+    drop(open(&path).await);
+    let options = SqliteConnectOptions::new()
+        .filename(&path)
+        .pragma("max_page_count", "64");
+    let store = SqliteTokenStore::open_with(options).await.expect("a store");
+    let vault = TokenVault::new(store, keys());
+
+    let mut stored = Vec::new();
+    let error = loop {
+        let name = format!("u{}", stored.len());
+        match vault.log_in(&key(&name), login_of(&name)).await {
+            Ok(_) => stored.push(name),
+            Err(error) => break error,
+        }
+        assert!(stored.len() < 10_000, "the disk never filled");
+    };
+
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("is full"), "{error}");
+    assert!(error.retry_after().is_some());
+    assert!(!stored.is_empty());
+    for name in &stored {
+        assert_eq!(id_token(&vault, &key(name)).await, Some(id_token_of(name)));
+    }
+    let refused = format!("u{}", stored.len());
+    assert!(
+        vault.load(&key(&refused)).await.expect("loaded").is_none(),
+        "half a row"
+    );
+    assert_sound(&path).await;
+    vault
+        .log_out(&key("u0"))
+        .await
+        .expect("a full disk can be emptied");
+}
+
+#[tokio::test]
+async fn newer_schema_is_refused_by_name() {
+    let (_folder, path) = file();
+    open(&path).await.close().await;
+    let mut sql = connect(&path).await;
+    run(&mut sql, "INSERT INTO kube_authn_schema (version) VALUES (99)").await;
+
+    let error = open_url(&path).await.expect_err("newer");
+
+    assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+    let text = error.to_string();
+    assert!(
+        text.contains("schema version 99") && text.contains("logins.db"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn file_that_cannot_be_opened_is_named() {
+    let (folder, path) = file();
+    std::fs::write(&path, "this is no database, however long it may be".repeat(100)).expect("written");
+    let missing_folder = folder.path().join("missing").join("logins.db");
+
+    for path in [path.as_path(), &missing_folder, folder.path()] {
+        let error = open_url(path).await.expect_err("unusable");
+
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{error}");
+        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+    }
+    for url in [
+        "",
+        "logins.db",
+        "sqlite://",
+        "sqlite://:memory:",
+        "sqlite://a.db?mode=ro",
+        "postgres://a/b",
+    ] {
+        let error = SqliteTokenStore::open(url).await.expect_err("no URL of ours");
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{url}");
+    }
+}
+
+#[tokio::test]
+async fn tables_of_another_program_in_the_same_file_are_left_alone() {
+    let (_folder, path) = file();
+    std::fs::write(&path, "").expect("made");
+    let mut sql = connect(&path).await;
+    run(
+        &mut sql,
+        "CREATE TABLE cluster_tokens (user TEXT); INSERT INTO cluster_tokens VALUES ('alice')",
+    )
+    .await;
+    run(&mut sql, "PRAGMA user_version = 7").await;
+
+    let vault = TokenVault::new(open(&path).await, keys());
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM cluster_tokens")
+        .fetch_one(&mut sql)
+        .await
+        .expect("counted");
+    assert_eq!(
+        (count, id_token(&vault, &key("alice")).await),
+        (1, Some(id_token_of("alice")))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_start_at_once_migrate_once() {
+    let (_folder, path) = file();
+    let opening: Vec<_> = (0..8)
+        .map(|_| {
+            let path = path.clone();
+            tokio::spawn(async move { open_url(&path).await })
+        })
+        .collect();
+
+    for store in opening {
+        store.await.expect("joined").expect("opened");
+    }
+    assert_sound(&path).await;
+}
+
+#[tokio::test]
+async fn row_that_nobody_of_us_wrote_stops_no_scan() {
+    let (_folder, path) = file();
+    let store = open(&path).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    for name in ["a", "b", "c", "d"] {
+        vault.log_in(&key(name), login_of(name)).await.expect("stored");
+    }
+    let mut sql = connect(&path).await;
+    run(
+        &mut sql,
+        "UPDATE kube_authn_logins SET key_id = '' WHERE principal < 'user:default/c'",
+    )
+    .await;
+
+    let mut names = Vec::new();
+    let mut after = None;
+    loop {
+        let page = store.scan(after.as_ref(), 1).await.expect("scanned");
+        let Some((last, _)) = page.last() else { break };
+        names.push(last.principal.name().to_owned());
+        after = Some(last.clone());
+    }
+
+    assert_eq!(names, ["c", "d"]);
+    let error = store.load(&key("a")).await.expect_err("damaged");
+    assert_eq!(error.kind(), ErrorKind::RecordDamaged);
+}
+
+#[test]
+fn any_bytes_in_a_row_never_panic() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let (_folder, path) = file();
+    let (store, vault) = runtime.block_on(async {
+        let store = open(&path).await;
+        let vault = TokenVault::new(store.clone(), fixed_keys());
+        vault
+            .log_in(&key("alice"), login_of("alice"))
+            .await
+            .expect("stored");
+        (store, vault)
+    });
+    let good = runtime
+        .block_on(store.load(&key("alice")))
+        .expect("loaded")
+        .expect("a row");
+    let strategy = (
+        proptest::collection::vec(any::<u8>(), 0..200),
+        any::<bool>(),
+        any::<u16>(),
+    );
+
+    proptest!(ProptestConfig::with_cases(64), |((bytes, whole, at) in strategy)| {
+        let mut row = good.clone();
+        row.sealed = match whole {
+            true => bytes.into(),
+            false => {
+                let mut sealed = good.sealed.to_vec();
+                let at = usize::from(at) % sealed.len();
+                sealed[at] ^= 1 << (at % 8);
+                sealed.into()
+            }
+        };
+        let loaded = runtime.block_on(async {
+            put(&store, &key("alice"), &row).await.expect("written");
+            vault.load(&key("alice")).await
+        });
+
+        prop_assert_eq!(loaded.expect_err("damage").kind(), ErrorKind::RecordDamaged);
+    });
+}
+
+async fn put(store: &SqliteTokenStore, key: &TokenKey, row: &TokenRecord) -> Result<()> {
+    let present = store.load(key).await?;
+    let expected = present.map_or(Expected::Absent, |row| Expected::At(row.revision));
+    store.save(key, row, expected).await
+}
+
+async fn id_token(vault: &TokenVault, key: &TokenKey) -> Option<kube_authn_core::Secret> {
+    let login = vault.load(key).await.expect("loaded")?;
+    let owner: &EntityRef = &login.key.principal;
+    assert_eq!(owner, &key.principal);
+    login.tokens.id_token.map(|token| token.secret)
+}
+
+fn file() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("logins.db");
+    (folder, path)
+}
+
+async fn open(path: &Path) -> SqliteTokenStore {
+    open_url(path).await.expect("a store")
+}
+
+async fn open_url(path: &Path) -> Result<SqliteTokenStore> {
+    SqliteTokenStore::open(&format!("sqlite://{}", path.display())).await
+}
+
+async fn connect(path: &Path) -> SqliteConnection {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .connect()
+        .await
+        .expect("connected")
+}
+
+async fn run(sql: &mut SqliteConnection, statement: impl Into<String>) {
+    let statement = sqlx::AssertSqlSafe(statement.into());
+    sqlx::raw_sql(statement).execute(sql).await.expect("a statement");
+}
+
+async fn assert_sound(path: &Path) {
+    let mut sql = connect(path).await;
+    let verdict: String = sqlx::query_scalar("PRAGMA integrity_check")
+        .fetch_one(&mut sql)
+        .await
+        .expect("checked");
+    sql.close().await.expect("closed");
+    assert_eq!(verdict, "ok");
+}
+
+#[cfg(unix)]
+fn entry_mode(path: &Path) -> std::fs::Metadata {
+    std::fs::metadata(path).expect("metadata")
+}
