@@ -51,9 +51,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// When the API server refuses anything.
 pub async fn apply(client: &Client) -> Result<()> {
     for name in NAMESPACES {
-        create_all::<Namespace>(&Api::all(client.clone()), json!({ "metadata": { "name": name } })).await?;
-        // Pods need it, and its controller may take a moment.
-        create::<ServiceAccount>(client, name, service_account("default")).await?;
+        namespace(client, name).await?;
     }
     let (namespace, name) = PORTAL_SERVICE_ACCOUNT;
     create::<ServiceAccount>(client, namespace, service_account(name)).await?;
@@ -82,6 +80,16 @@ pub async fn apply(client: &Client) -> Result<()> {
         running(client, namespace, name).await?;
     }
     Ok(())
+}
+
+/// Creates a namespace that pods can be created in at once.
+///
+/// # Errors
+/// When the API server refuses.
+pub async fn namespace(client: &Client, name: &str) -> Result<()> {
+    create_all::<Namespace>(&Api::all(client.clone()), json!({ "metadata": { "name": name } })).await?;
+    // Pods need it, and its controller may take a moment.
+    create::<ServiceAccount>(client, name, service_account("default")).await
 }
 
 /// A pod on the test node whose one container echoes what is attached to it.

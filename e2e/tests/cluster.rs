@@ -301,26 +301,28 @@ async fn kubectl_forwards_a_port_over_websocket_and_spdy() {
 #[tokio::test]
 async fn a_namespace_and_its_pods_can_be_deleted() {
     let cluster = TestCluster::shared().await.unwrap();
-    let namespaces: Api<Namespace> = Api::all(cluster.client().await.unwrap());
-    for arguments in [
-        &["create", "namespace", "short-lived"][..],
-        &["create", "sa", "default", "-n", "short-lived"],
-    ] {
-        kubectl(cluster, arguments, "").await;
-    }
-    let pods: Api<Pod> = Api::namespaced(cluster.client().await.unwrap(), "short-lived");
+    let admin = cluster.client().await.unwrap();
+    fixtures::namespace(&admin, "short-lived").await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(admin.clone(), "short-lived");
     pods.create(&PostParams::default(), &fixtures::pod("web-0").unwrap())
         .await
         .unwrap();
 
-    kubectl(
+    let (code, _) = kubectl(
         cluster,
         &["delete", "namespace", "short-lived", "--timeout=30s"],
         "",
     )
     .await;
 
-    assert!(namespaces.get_opt("short-lived").await.unwrap().is_none());
+    assert_eq!(code, Some(0));
+    assert!(
+        Api::<Namespace>::all(admin)
+            .get_opt("short-lived")
+            .await
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test]
