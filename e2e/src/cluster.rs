@@ -162,6 +162,11 @@ impl TestCluster {
         self.ca.pem()
     }
 
+    /// The test CA itself, for client certificates of one's own: the API server takes the common name for the user.
+    pub fn authority(&self) -> &Authority {
+        &self.ca
+    }
+
     /// The file that holds [`TestCluster::ca_pem`].
     pub fn ca_path(&self) -> PathBuf {
         self.path().join("ca.pem")

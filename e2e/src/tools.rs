@@ -59,6 +59,7 @@ impl Tools {
         fs::create_dir_all(&cache).context(format!("make {}", cache.display()))?;
         let lock = File::create(cache.join("tools.lock")).context("open tools.lock")?;
         lock.lock().context("wait for tools.lock")?;
+        remove_partial(&cache)?;
 
         let nodejs = on_path("node").ok_or_else(|| Error::new(NO_NODE))?;
         let issuer = install_issuer(&cache)?;
@@ -103,15 +104,26 @@ pub fn cache_folder() -> Result<PathBuf> {
 /// Runs `make` on a folder beside `folder` and renames it when all is there: what exists is complete.
 fn build(folder: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     if !folder.exists() {
-        let partial = folder.with_added_extension("partial");
-        if partial.exists() {
-            fs::remove_dir_all(&partial).context(format!("remove {}", partial.display()))?;
-        }
-        fs::create_dir_all(&partial).context(format!("make {}", partial.display()))?;
-        make(&partial)?;
-        fs::rename(&partial, folder).context(format!("finish {}", folder.display()))?;
+        let cache = folder.parent().unwrap_or(folder);
+        let partial = tempfile::Builder::new()
+            .prefix(PARTIAL)
+            .tempdir_in(cache)
+            .context("make a folder")?;
+        make(partial.path())?;
+        fs::rename(partial.keep(), folder).context(format!("finish {}", folder.display()))?;
     }
     Ok(folder.to_owned())
+}
+
+/// Removes what killed builds have left; the caller holds the lock, so none is under way.
+fn remove_partial(cache: &Path) -> Result<()> {
+    for entry in fs::read_dir(cache).context(format!("read {}", cache.display()))? {
+        let entry = entry.context("read a folder")?;
+        if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+            fs::remove_dir_all(entry.path()).context(format!("remove {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn go_build(output: &Path, package: &str) -> Result<()> {
@@ -235,5 +247,52 @@ fn source(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)
 }
 
+const PARTIAL: &str = "partial-";
+
 const NO_GO: &str = "the test cluster needs Go 1.26 or later, and there is no `go` on PATH: install it from https://go.dev/dl/";
 const NO_NODE: &str = "the test issuers need Node.js 20 or later with npm, and there is none on PATH: install it from https://nodejs.org/";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_that_fails_leaves_nothing() {
+        let cache = tempfile::tempdir().unwrap();
+        let half = |target: &Path| {
+            fs::write(target.join("first"), "").context("write")?;
+            Err(Error::new("interrupted"))
+        };
+
+        let failed = build(&cache.path().join("tools"), half);
+
+        assert!(failed.is_err());
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_build_left_is_removed() {
+        let cache = tempfile::tempdir().unwrap();
+        fs::create_dir(cache.path().join("partial-x")).unwrap();
+        let whole = |target: &Path| fs::write(target.join("program"), "").context("write");
+        let tools = build(&cache.path().join("tools"), whole).unwrap();
+
+        remove_partial(cache.path()).unwrap();
+
+        assert!(!cache.path().join("partial-x").exists() && tools.join("program").exists());
+    }
+
+    #[test]
+    fn the_key_follows_the_content_of_each_file() {
+        let cache = tempfile::tempdir().unwrap();
+        let files = [cache.path().join("a"), cache.path().join("b")];
+        let with = |a: &str, b: &str| {
+            fs::write(&files[0], a).unwrap();
+            fs::write(&files[1], b).unwrap();
+            key(&[], &files).unwrap()
+        };
+
+        assert_eq!(with("x", "yz"), with("x", "yz"));
+        assert_ne!(with("x", "yz"), with("xy", "z"));
+    }
+}

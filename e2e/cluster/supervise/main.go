@@ -26,8 +26,8 @@ func main() {
 	remove := flag.String("remove", "", "folder to remove in the end, instead of running a command")
 	flag.Parse()
 
-	// The terminal's Ctrl-C is for the parent; we follow when it is gone.
-	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM)
+	// Signals are for the parent; we follow when it is gone. Caught, not ignored: COMMAND would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM)
 	code, err := 0, error(nil)
 	if *remove != "" {
 		err = removeAfterAll(*lock, *remove)
