@@ -3,7 +3,12 @@
 //! ```sh
 //! cargo run -p kube-authn-examples --example custom_provider
 //! ```
-#![allow(missing_docs, clippy::print_stdout, clippy::disallowed_methods, reason = "an example")]
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "an example"
+)]
 
 use kube_authn::kube_authn_clusters::{AppConfig, Environment};
 use kube_authn_core::{

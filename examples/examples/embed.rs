@@ -7,7 +7,12 @@
 //! ```
 //!
 //! The header stands for whatever tells your service who is calling; believe it only from your own gateway.
-#![allow(missing_docs, clippy::print_stdout, clippy::disallowed_methods, reason = "an example")]
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "an example"
+)]
 
 use axum::{
     Json, Router,

@@ -8,7 +8,12 @@
 //! ```
 //!
 //! `--watch SECONDS` goes on listing, twenty times a second: the token may be rotated meanwhile.
-#![allow(missing_docs, clippy::print_stdout, clippy::disallowed_methods, reason = "an example")]
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "an example"
+)]
 
 use std::time::{Duration, Instant};
 
