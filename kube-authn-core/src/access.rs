@@ -103,7 +103,8 @@ impl ClusterAccess {
     /// it is are replaced by the credential's own, hop-by-hop headers go (those of an upgrade stay), and `Audit-ID` is
     /// made here. After a 401 the request is sent once more if another credential can be had and the body can be sent
     /// again; every other answer, a 403 included, is passed on. A connection that turns out to be closed costs one more
-    /// try if the API server surely did nothing with the request, or if the request is a read. After a 101 use [`hyper::upgrade::on`].
+    /// try if the API server surely did nothing with the request, or if the request is a read. After a 101 use
+    /// [`hyper::upgrade::on`].
     ///
     /// The answer's body, and a connection taken over by an upgrade, end with an error at logout, or some time after the
     /// credential's end.
