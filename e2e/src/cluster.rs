@@ -81,35 +81,9 @@ impl TestCluster {
             .context("wait for the tools")??;
         let folder = RunFolder::create(&tools.supervise)?;
         let ca = Authority::new("kube-authn test CA")?;
-        let ports = Ports {
-            etcd: free_port()?,
-            api_server: free_port()?,
-            issuer_a: free_port()?,
-            issuer_b: free_port()?,
-            issuer_admin: free_port()?,
-        };
+        let ports = free_ports()?;
         settings::write(folder.path(), &ca, ports, &options)?;
-        let path = folder.path().to_owned();
-        let issuer = [
-            tools.issuer.clone().into_os_string(),
-            path.join("issuers.json").into_os_string(),
-        ];
-        // The API server retries an issuer that it missed only every ten seconds.
-        let mut others = vec![
-            folder.start("issuers", &tools.nodejs, issuer)?,
-            folder.start("etcd", &tools.etcd, settings::etcd(&path, ports))?,
-        ];
-        wait_for_ports(
-            &[ports.issuer_a, ports.issuer_b, ports.issuer_admin, ports.etcd],
-            &mut others,
-        )
-        .await?;
-        others.push(folder.start(
-            "kube-controller-manager",
-            &tools.kube_controller_manager,
-            settings::controller_manager(&path),
-        )?);
-        others.push(folder.start("node", &tools.node, settings::node(&path))?);
+        let others = start_around(&folder, &tools, ports).await?;
 
         let mut cluster = Self {
             issuer_a: Issuer::new("a", ports.issuer_a, ports.issuer_admin, ca.pem())?,
@@ -280,6 +254,27 @@ impl TestCluster {
     }
 }
 
+/// Starts everything but the API server.
+async fn start_around(folder: &RunFolder, tools: &Tools, ports: Ports) -> Result<Vec<Supervised>> {
+    let path = folder.path();
+    let issuers = [tools.issuer.clone(), path.join("issuers.json")];
+    let controllers = &tools.kube_controller_manager;
+    let mut programs = vec![
+        folder.start("issuers", &tools.nodejs, issuers)?,
+        folder.start("etcd", &tools.etcd, settings::etcd(path, ports))?,
+        folder.start(
+            "kube-controller-manager",
+            controllers,
+            settings::controller_manager(path),
+        )?,
+        folder.start("node", &tools.node, settings::node(path))?,
+    ];
+    // The API server retries an issuer that it missed only every ten seconds.
+    let first = [ports.issuer_a, ports.issuer_b, ports.issuer_admin, ports.etcd];
+    wait_for_ports(&first, &mut programs).await?;
+    Ok(programs)
+}
+
 async fn wait_for_ports(ports: &[u16], programs: &mut [Supervised]) -> Result<()> {
     let begin = Instant::now();
     for port in ports {
@@ -295,6 +290,16 @@ async fn wait_for_ports(ports: &[u16], programs: &mut [Supervised]) -> Result<()
         }
     }
     Ok(())
+}
+
+fn free_ports() -> Result<Ports> {
+    Ok(Ports {
+        etcd: free_port()?,
+        api_server: free_port()?,
+        issuer_a: free_port()?,
+        issuer_b: free_port()?,
+        issuer_admin: free_port()?,
+    })
 }
 
 /// A port that nobody listens on, below the range that outgoing connections take theirs from: it must still be free
