@@ -420,7 +420,8 @@ fn everything_ends_when_the_process_is_killed() {
 fn everything_ends_when_a_test_panics() {
     let (sender, receiver) = std::sync::mpsc::channel();
 
-    let panicked = catch_unwind(AssertUnwindSafe(|| {
+    // The sender goes too: a start that fails must not leave us waiting.
+    let panicked = catch_unwind(AssertUnwindSafe(move || {
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let cluster = TestCluster::start(Options::default()).await.unwrap();
             sender.send(cluster.path().to_owned()).unwrap();

@@ -29,7 +29,7 @@ impl TestCluster {
     /// issuer that answers.
     ///
     /// # Errors
-    /// When it isn't ready within a minute.
+    /// When it isn't ready within two minutes.
     pub async fn start_api_server(&mut self) -> Result<()> {
         let arguments = settings::api_server(self.path(), self.ports);
         let api_server = self
@@ -70,7 +70,7 @@ impl TestCluster {
     /// Gives the running API server a new certificate and key of the test CA; returns when it shows them.
     ///
     /// # Errors
-    /// When it doesn't within a minute.
+    /// When it doesn't within two minutes.
     pub async fn replace_serving_certificate(&self) -> Result<()> {
         self.replace_serving_certificate_by(&self.ca).await
     }
