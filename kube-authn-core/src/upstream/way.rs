@@ -37,12 +37,12 @@ fn is_upgrade<B>(request: &Request<B>) -> bool {
         && options(headers, header::CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"))
 }
 
+/// A line that is no text counts as an option that nobody knows: the API server might read some of it.
 fn options(headers: &HeaderMap, name: header::HeaderName) -> impl Iterator<Item = &str> {
     headers
         .get_all(name)
         .iter()
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
+        .flat_map(|line| line.to_str().unwrap_or("?").split(','))
         .map(str::trim)
 }
 
@@ -120,6 +120,22 @@ mod tests {
                 upgrading("Upgrade, HTTP2-Settings", protocol),
                 Way::Short,
                 "{protocol}"
+            );
+        }
+    }
+
+    #[test]
+    fn upgrade_hidden_in_bytes_that_are_no_text_never_opens_a_tunnel() {
+        for hidden in [&b"h2c, \xff"[..], b"h2c\xff", b"\xff"] {
+            let request = Request::get("/exec")
+                .header("connection", "upgrade")
+                .header("upgrade", hidden)
+                .header("upgrade", "websocket");
+
+            assert_eq!(
+                Way::of(&request.body(()).expect("a request")),
+                Way::Short,
+                "{hidden:?}"
             );
         }
     }
