@@ -110,7 +110,8 @@ impl ClusterAccess {
     /// credential's end.
     ///
     /// # Errors
-    /// Before anything is sent: those of [`ClusterAccess::credential`], and `RequestInvalid` for a URI that is no path.
+    /// Before anything is sent: those of [`ClusterAccess::credential`], and `RequestInvalid` for a URI that is no path, or
+    /// whose path holds a segment `.` or `..`, encoded or not.
     /// Afterwards: `UpstreamUnreachable` or `Timeout`, naming cluster, address and cause.
     pub async fn send(
         &self,

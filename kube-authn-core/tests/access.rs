@@ -509,6 +509,48 @@ async fn path_arrives_byte_for_byte_behind_the_base_path() {
     }
 }
 
+#[tokio::test]
+async fn path_never_climbs_out_of_the_clusters_url_to_another_cluster() {
+    let ca = Ca::new();
+    let server = Server::start(ca.server(&[H2, H1]), echo_identity).await;
+    let rancher = ClusterDetails::builder("a", format!("https://{}/k8s/clusters/c-1", server.address))
+        .auth_provider("test")
+        .ca_pem(ca.pem())
+        .build()
+        .expect("a cluster");
+    let access = access(vec![rancher], Strategy::new(|_| Ok(bearer("alice"))), Lane::Http2);
+    let request = access.request(&alice(), "a").expect("a request");
+
+    for path in [
+        "/../c-2/api/v1/secrets",
+        "/..",
+        "/.",
+        "/a/./b",
+        "/%2e%2e/c-2/api",
+        "/.%2E/c-2/api",
+        "/..%2fc-2/api",
+        "/a%2F..%2F..%2Fc-2/api",
+        "/..%5cc-2/api",
+        "/..;x=1/c-2/api",
+        "/..%3b/c-2/api",
+    ] {
+        let error = access.send(&request, get(path)).await.expect_err("refused");
+
+        assert_eq!(error.kind(), ErrorKind::RequestInvalid, "{path}");
+    }
+    assert_eq!(server.accepted(), 0);
+    for path in [
+        "/...",
+        "/a..b/.well-known/..x",
+        "/x?path=../y",
+        "/%2",
+        "/%zz%252e%252e/a",
+        "/;..",
+    ] {
+        access.send(&request, get(path)).await.expect(path);
+    }
+}
+
 /// A server whose watches never end and whose upgrades echo.
 async fn streaming(ca: &Ca) -> Server {
     Server::start(ca.server(&[H2, H1]), |request, peer| async move {

@@ -93,12 +93,51 @@ fn target(method: &Method, uri: &Uri, cluster: &ClusterDetails) -> Result<Uri> {
             "the request has no path: give one that begins with a slash",
         ));
     }
+    if climbs(uri.path()) {
+        return Err(refuse(
+            "the path of the request holds a segment . or .., which could leave the cluster's URL: resolve it first",
+        ));
+    }
     let path = uri
         .path_and_query()
         .cloned()
         .unwrap_or_else(|| PathAndQuery::from_static("/"));
     server.join(&path).map_err(|source| {
         refuse("the path of the request cannot be appended to the cluster's URL").with_source(source)
+    })
+}
+
+/// Whether a segment is `.` or `..`, as it stands or decoded once, and also for servers to which a backslash separates
+/// segments or a semicolon ends them. Behind a base path such a segment reaches another cluster.
+fn climbs(path: &str) -> bool {
+    let (mut dots, mut only_dots, mut parameters) = (0_usize, true, false);
+    for byte in decoded(path).chain([b'/']) {
+        match byte {
+            b'/' | b'\\' if only_dots && matches!(dots, 1 | 2) => return true,
+            b'/' | b'\\' => (dots, only_dots, parameters) = (0, true, false),
+            b';' => parameters = true,
+            b'.' if !parameters => dots += 1,
+            _ => only_dots &= parameters,
+        }
+    }
+    false
+}
+
+/// The bytes of a path, percent-encoding undone once (RFC 3986 section 2.1).
+fn decoded(path: &str) -> impl Iterator<Item = u8> {
+    let digit = |byte: u8| HEX.iter().position(|hex| *hex == byte.to_ascii_lowercase());
+    let mut rest = path.as_bytes();
+    std::iter::from_fn(move || {
+        let (&byte, after) = rest.split_first()?;
+        rest = after;
+        if byte == b'%'
+            && let Some(([high, low], after)) = rest.split_first_chunk()
+            && let (Some(high), Some(low)) = (digit(*high), digit(*low))
+        {
+            rest = after;
+            return u8::try_from(high << 4 | low).ok();
+        }
+        Some(byte)
     })
 }
 
