@@ -158,6 +158,8 @@ impl ClusterAccess {
         if let Err(failure) = &sent
             && failure.may_replay(outgoing.method())
             && outgoing.is_replayable()
+            // The first try may have taken longer than the credential lived.
+            && credential.usable(self.0.clock.now())
         {
             sent = upstream.send(outgoing.next(credential)?, outgoing.way, cut).await;
         }

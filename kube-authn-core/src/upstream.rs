@@ -259,8 +259,10 @@ impl Upstream {
         let transport = &*self.0;
         transport.connector.look();
         let answer = match way {
+            // Cut off as well: a call that waits for a connection must not leave after the logout.
             Way::Short => {
-                tokio::time::timeout(transport.head_timeout, transport.plain(request, &transport.short))
+                let call = cut_off(&cut, transport.plain(request, &transport.short));
+                tokio::time::timeout(transport.head_timeout, call)
                     .await
                     .unwrap_or(Err(Failure::HeadTimeout(transport.head_timeout)))
             }

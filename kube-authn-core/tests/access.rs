@@ -709,6 +709,71 @@ async fn answer_that_comes_after_the_logout_is_never_handed_out() {
 }
 
 #[tokio::test]
+async fn call_that_waits_for_a_connection_never_leaves_after_the_logout() {
+    for lane in LANES {
+        let ca = Ca::new();
+        // Accepts connections, and speaks no TLS until it is told to.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let cluster = ClusterDetails::builder("a", format!("https://{address}"))
+            .auth_provider("test")
+            .ca_pem(ca.pem())
+            .build()
+            .expect("a cluster");
+        let login = LoginHandle::new(LoginId::from_bytes([1; 16]));
+        let credential = bearer("t").with_login(login.clone());
+        let access = access(
+            vec![cluster],
+            Strategy::new(move |_| Ok(credential.clone())),
+            lane,
+        );
+        let request = access.request(&alice(), "a").expect("a request");
+        let call = tokio::spawn(async move { access.send(&request, get("/api")).await });
+        let (stream, _) = listener.accept().await.expect("a connection");
+
+        login.end();
+
+        let ended = tokio::time::timeout(Duration::from_secs(5), call).await;
+        let error = ended
+            .expect("at once")
+            .expect("no panic")
+            .expect_err("logged out");
+        assert_eq!(error.kind(), ErrorKind::LoginRequired);
+        drop(stream);
+    }
+}
+
+#[tokio::test]
+async fn request_is_never_replayed_with_a_token_that_expired_meanwhile() {
+    let ca = Ca::new();
+    let clock = ManualClock::at(instant(1_000));
+    // Breaks the second request of its connection after a while.
+    let server = Server::start(ca.server(&[H1]), {
+        let (clock, asked) = (clock.clone(), Arc::new(AtomicUsize::new(0)));
+        move |_, _| {
+            let first = asked.fetch_add(1, Ordering::SeqCst) == 0;
+            if !first {
+                clock.advance_seconds(60);
+            }
+            async move { if first { Ok(text("")) } else { Err(Broken) } }
+        }
+    })
+    .await;
+    let credential = bearer("t").with_expires_at(instant(1_050));
+    let access = standing(cluster("a", &server, &ca), &clock, Lane::Http1, credential);
+    let request = access.request(&alice(), "a").expect("a request");
+    read(access.send(&request, get("/")).await.expect("an answer"))
+        .await
+        .expect("a body");
+
+    access.send(&request, get("/")).await.expect_err("broken");
+
+    assert_eq!(server.seen().len(), 2);
+}
+
+#[tokio::test]
 async fn waiting_watch_ends_at_logout_before_its_first_answer() {
     let ca = Ca::new();
     let login = LoginHandle::new(LoginId::from_bytes([1; 16]));
