@@ -165,7 +165,8 @@ impl fmt::Debug for Credential {
 /// Removes every header by which an API server or something in front of it could be told who is calling.
 ///
 /// `Impersonate-*` and `X-Remote-*` go in any spelling that a gateway may fold into them, underscores included
-/// (<https://kubernetes.io/docs/reference/access-authn-authz/authentication/>). Of the WebSocket subprotocols only the
+/// (<https://kubernetes.io/docs/reference/access-authn-authz/authentication/>). So do `Backstage-Kubernetes-Authorization*`,
+/// by which a portal's front end offers tokens, those for other clusters among them. Of the WebSocket subprotocols only the
 /// one that carries a bearer token goes (`k8s.io/apiserver/pkg/authentication/request/websocket`).
 pub fn strip_identity(headers: &mut HeaderMap) {
     let doomed = |name: &str| {
@@ -220,7 +221,7 @@ fn strip_bearer_subprotocol(headers: &mut HeaderMap) {
     }
 }
 
-const IDENTITY_PREFIXES: [&str; 2] = ["impersonate-", "x-remote-"];
+const IDENTITY_PREFIXES: [&str; 3] = ["impersonate-", "x-remote-", "backstage-kubernetes-authorization"];
 
 /// What follows the dot is base64url of a bearer token.
 const BEARER_SUBPROTOCOL: &[u8] = b"base64url.bearer.authorization.k8s.io.";
@@ -255,6 +256,24 @@ mod tests {
 
         assert_eq!(headers.len(), 2, "{headers:?}");
         assert_eq!(headers[header::AUTHORIZATION], "Bearer t");
+    }
+
+    #[test]
+    fn token_offered_for_one_cluster_never_reaches_another() {
+        let mut headers = HeaderMap::new();
+        for name in [
+            "backstage-kubernetes-authorization",
+            "backstage-kubernetes-authorization-google",
+            "Backstage-Kubernetes-Authorization-oidc-corpsso",
+            "backstage_kubernetes_authorization_aks",
+        ] {
+            let name = header::HeaderName::try_from(name).expect("a name");
+            headers.append(name, HeaderValue::from_static("canary"));
+        }
+
+        strip_identity(&mut headers);
+
+        assert!(headers.is_empty(), "{headers:?}");
     }
 
     #[test]
