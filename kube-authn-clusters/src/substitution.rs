@@ -209,31 +209,38 @@ impl Resolver<'_> {
         if entries.len() != 1 {
             return Err(fail(format!("include key {name} should not have adjacent keys")));
         }
-        let Some(argument) = entries.get(name).and_then(Value::as_str) else {
+        // Errors show the argument as it stands in the file: what a variable holds may be the secret itself.
+        let Some(shown) = entries.get(name).and_then(Value::as_str) else {
             return Err(fail(format!("{name} include value is not a string")));
         };
-        let Substituted::Text(argument) = substitute(argument, self.environment) else {
+        let Substituted::Text(argument) = substitute(shown, self.environment) else {
             return Err(fail(format!("{name} substitution value was undefined")));
         };
         match name {
             "$env" => Ok(match self.environment.get(&argument) {
                 Some(value) => self.node(Content::Text(value.trim().to_owned())),
                 None => self.node(Content::Vanished(Vanished(
-                    format!("environment variable {argument} is not set").into(),
+                    format!("environment variable {shown} is not set").into(),
                 ))),
             }),
             "$file" => {
                 self.count_file().map_err(fail)?;
                 let text = read_text(&place.directory.join(&argument))
-                    .map_err(|cause| fail(format!("failed to read file {argument}, {cause}")))?;
+                    .map_err(|cause| fail(format!("failed to read file {shown}, {cause}")))?;
                 Ok(self.node(Content::Text(text.trim_end().to_owned())))
             }
-            "$include" => self.include(&argument, path, place),
+            "$include" => self.include(&argument, shown, path, place),
             unknown => Err(fail(format!("unknown include {unknown}"))),
         }
     }
 
-    fn include(&mut self, argument: &str, path: &mut String, place: &Place) -> Result<Node, Failed> {
+    fn include(
+        &mut self,
+        argument: &str,
+        shown: &str,
+        path: &mut String,
+        place: &Place,
+    ) -> Result<Node, Failed> {
         let fail = |cause: String| Failed {
             path: path.clone(),
             cause,
@@ -243,6 +250,7 @@ impl Resolver<'_> {
             None => (argument, None),
         };
         let file = place.directory.join(name);
+        let name = shown.split_once('#').map_or(shown, |(name, _)| name);
         let extension = file.extension().and_then(|extension| extension.to_str());
         if !matches!(extension, Some("json" | "yaml" | "yml")) {
             return Err(fail(format!(

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::AppConfig;
 
 fn environment() -> Environment {
     Environment::of([("A", " a "), ("B", "b"), ("EMPTY", ""), ("NESTED", "${B}")])
@@ -182,6 +183,39 @@ fn directive_that_cannot_be_done_names_its_place_and_cause() {
 
         assert!(error.contains(part), "{error}");
     }
+}
+
+#[test]
+fn token_in_place_of_a_file_name_never_shows_in_the_error() {
+    let folder = folder(&[]);
+    for directive in ["$file", "$include"] {
+        for argument in ["${TOKEN}", "${TOKEN}.yaml", "x/${TOKEN}.json#a.b"] {
+            let yaml = format!("{{ a: {{ {directive}: '{argument}' }} }}");
+            let environment = Environment::of([("TOKEN", "canary")]);
+            let path = folder.path().join("app-config.yaml");
+            let text = yaml.as_str();
+            let error = AppConfig::from_texts(&[(path.to_str().expect("text"), text)], &environment)
+                .expect_err("no such file")
+                .to_string();
+
+            assert!(error.contains("${TOKEN}") && !error.contains("canary"), "{error}");
+        }
+    }
+    let environment = Environment::of([("TOKEN", "canary")]);
+    let config = AppConfig::from_texts(
+        &[("app-config.yaml", "{ a: { $env: '${TOKEN}' } }")],
+        &environment,
+    )
+    .expect("a configuration");
+    let problem = config
+        .value("a")
+        .optional_secret()
+        .expect_err("vanished")
+        .to_string();
+    assert!(
+        problem.contains("${TOKEN}") && !problem.contains("canary"),
+        "{problem}"
+    );
 }
 
 proptest! {
