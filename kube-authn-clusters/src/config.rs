@@ -199,8 +199,10 @@ impl<'a> ClusterReader<'a> {
                 metadata.insert(metadata_key, text);
             }
         }
-        self.findings
-            .keep(self.metadata.child(ASSUME_ROLE).unvanished().map(drop));
+        for (_, metadata_key) in METADATA_OF_KEYS {
+            self.findings
+                .keep(self.metadata.child(metadata_key).unvanished().map(drop));
+        }
         for (key, value) in self
             .metadata
             .entries()

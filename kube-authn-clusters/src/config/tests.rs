@@ -206,6 +206,14 @@ fn secret_that_vanished_never_becomes_another_identity_or_trust() {
             "authMetadata.kubernetes.io/aws-assume-role",
         ),
         (
+            "authMetadata: { kubernetes.io/aws-external-id: '${GONE}' }",
+            "authMetadata.kubernetes.io/aws-external-id",
+        ),
+        (
+            "authMetadata: { kubernetes.io/oidc-token-provider: '${GONE}' }",
+            "authMetadata.kubernetes.io/oidc-token-provider",
+        ),
+        (
             "authMetadata: { kubernetes.io/auth-provider: '${GONE}' }",
             "authMetadata.kubernetes.io/auth-provider",
         ),
