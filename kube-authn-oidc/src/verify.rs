@@ -116,9 +116,14 @@ impl IdTokenVerifier {
         self.expect_issuer(&claims)?;
         expect_subject(&claims, subject)?;
         let client = client_id.as_str();
-        let named = [claims.text("azp")?, claims.text("client_id")?];
-        let for_client = named.contains(&Some(client))
-            || (named == [None, None] && claims.audience()?.iter().any(|audience| audience == client));
+        let named: Vec<_> = [claims.text("azp")?, claims.text("client_id")?]
+            .into_iter()
+            .flatten()
+            .collect();
+        let for_client = match named.is_empty() {
+            true => claims.audience()?.iter().any(|audience| audience == client),
+            false => named.iter().all(|named| *named == client),
+        };
         if !for_client {
             return Err(rejected(format!(
                 "the access token is not issued for client {client_id}"

@@ -308,6 +308,26 @@ async fn cluster_never_gets_an_access_token_that_nobody_can_verify() {
 }
 
 #[tokio::test]
+async fn access_token_that_names_another_client_anywhere_is_never_stored() {
+    let scene = Scene::new(|login| login.token_for_cluster = TokenForCluster::AccessToken).await;
+    let verify = async |claims| {
+        let posted = PostedTokens::new(scene.token(json!({}))).with_access_token(scene.token(claims));
+        scene.verifier.verify(&alice(), posted).await
+    };
+
+    for claims in [
+        json!({"azp": "other", "client_id": "kubernetes"}),
+        json!({"azp": "kubernetes", "client_id": "other"}),
+    ] {
+        let error = verify(claims).await.expect_err("refused");
+
+        assert_eq!(error.kind(), ErrorKind::TokenRejected);
+    }
+    let both = json!({"azp": "kubernetes", "client_id": "kubernetes"});
+    assert!(verify(both).await.is_ok());
+}
+
+#[tokio::test]
 async fn signature_is_believed_only_if_the_login_says_so() {
     let forged = |scene: &Scene| Signer::p256("k").token(&scene.issuer.claims(json!({})));
     let strict = Scene::new(|_| ()).await;
