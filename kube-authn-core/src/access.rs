@@ -53,6 +53,11 @@ impl ClusterAccess {
         self.edit(|inner| inner.stream_grace = stream_grace)
     }
 
+    /// For how long after its credential's end an open stream may go on.
+    pub fn stream_grace(&self) -> Duration {
+        self.0.stream_grace
+    }
+
     /// The clusters in force.
     pub fn clusters(&self) -> &Clusters {
         &self.0.clusters

@@ -1,6 +1,6 @@
 //! From an app-config to something that works: locators, strategies, store, cache, connections.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use kube_authn_clusters::{AppConfig, EffectiveConfig, Logins, StoreConfig};
 use kube_authn_core::{
@@ -96,19 +96,32 @@ pub async fn cluster_access_with(
         .iter()
         .map(in_cluster)
         .collect::<Result<Vec<_>>>()?;
-    Ok(ClusterAccess::new(
+    let access = ClusterAccess::new(
         Clusters::new(clusters),
         CachingProvider::new(registry),
         UpstreamPool::new(crypto_provider()),
-    ))
+    );
+    Ok(match stream_grace(&effective.logins) {
+        Some(grace) => access.with_stream_grace(grace),
+        None => access,
+    })
+}
+
+/// `clusterAuth.lifetimes.streamGrace`: one for all logins, those of single clusters included.
+fn stream_grace(logins: &Logins) -> Option<Duration> {
+    let of_cluster = || logins.by_cluster().map(|(_, login)| login).next();
+    let login = logins.default_login().or_else(of_cluster)?;
+    Some(login.lifetimes.stream_grace)
 }
 
 /// Verifies and binds the tokens that a user brings for this cluster, before [`TokenVault::log_in`] stores them.
 ///
 /// # Errors
-/// `ConfigInvalid` if users do not log in to this cluster, or if the issuer's CA cannot be used.
+/// `ConfigInvalid` with all problems of the configuration, if users do not log in to this cluster, or if the issuer's CA
+/// cannot be used.
 pub async fn login_verifier(config: &AppConfig, vault: &TokenVault, cluster: &str) -> Result<LoginVerifier> {
-    let effective = EffectiveConfig::read(config).await;
+    // A setting that could not be read stands at its default, which may be laxer.
+    let effective = EffectiveConfig::read(config).await.into_valid()?;
     let login = effective.logins.for_cluster(cluster).cloned().ok_or_else(|| {
         Error::new(
             ErrorKind::ConfigInvalid,
