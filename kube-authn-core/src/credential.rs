@@ -196,10 +196,11 @@ pub fn strip_identity(headers: &mut HeaderMap) {
 }
 
 fn strip_bearer_subprotocol(headers: &mut HeaderMap) {
+    // Anywhere, not only in front: the API server trims white space of all Unicode first.
     let carries_token = |protocol: &[u8]| {
-        let protocol = protocol.trim_ascii();
-        protocol.len() >= BEARER_SUBPROTOCOL.len()
-            && protocol[..BEARER_SUBPROTOCOL.len()].eq_ignore_ascii_case(BEARER_SUBPROTOCOL)
+        protocol
+            .windows(BEARER_SUBPROTOCOL.len())
+            .any(|part| part.eq_ignore_ascii_case(BEARER_SUBPROTOCOL))
     };
     let lines: Vec<_> = headers
         .get_all(header::SEC_WEBSOCKET_PROTOCOL)
@@ -287,6 +288,14 @@ mod tests {
             "sec-websocket-protocol",
             HeaderValue::from_static("BASE64URL.bearer.authorization.k8s.io.Y2FuYXJ5"),
         );
+
+        for space in ["\u{a0}", "\u{85}", "\u{2003}", "\t"] {
+            let hidden = format!("{space}base64url.bearer.authorization.k8s.io.Y2FuYXJ5");
+            headers.append(
+                "sec-websocket-protocol",
+                HeaderValue::from_bytes(hidden.as_bytes()).expect("a header"),
+            );
+        }
 
         strip_identity(&mut headers);
 
