@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kube_authn_core::{
-    BindingRule, CaBundle, ClientId, EntityRef, IdentityBinding, Issuer, Lifetimes, LoginConfig, Problem,
-    TokenForCluster,
+    BindingRule, CaBundle, ClientId, ClusterName, EntityRef, IdentityBinding, Issuer, Lifetimes, LoginConfig,
+    Problem, TokenForCluster,
 };
 
 use crate::{AppConfig, ConfigValue, findings::Findings, schedule::optional_duration};
@@ -171,7 +171,12 @@ fn clusters(
         if !audience.is_absent() {
             findings.push(audience.problem("an audience of its own is not supported yet: remove the key"));
         }
-        let name = findings.keep(cluster.child("name").string());
+        let place = cluster.child("name");
+        let name = place.string().and_then(|name| match ClusterName::new(name) {
+            Ok(_) => Ok(name),
+            Err(error) => Err(place.problem(error.to_string())),
+        });
+        let name = findings.keep(name);
         let issuer_is_wrong = issuer_problem(&cluster).is_some() || issuer_problem(block).is_some();
         let login = settings.overridden(&cluster, findings).login();
         if login.is_none() && !issuer_is_wrong {
@@ -180,7 +185,6 @@ fn clusters(
         if let (Some(name), Some(login)) = (name, login)
             && logins.insert(name.to_owned(), login).is_some()
         {
-            let place = cluster.child("name");
             findings.push(place.problem(format!("Duplicate cluster name '{name}'")));
         }
     }

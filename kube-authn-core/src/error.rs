@@ -252,26 +252,39 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A mistake at this key.
+    /// A mistake at this key. Control characters are escaped, in all texts: a problem is one line of a log.
     pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             file: None,
-            key: key.into(),
+            key: one_line(key.into()),
             cluster: None,
-            message: message.into(),
+            message: one_line(message.into()),
         }
     }
 
     /// Names the file that holds the value.
     pub fn with_file(mut self, file: impl Into<String>) -> Self {
-        self.file = Some(file.into());
+        self.file = Some(one_line(file.into()));
         self
     }
 
     /// Names the cluster.
     pub fn with_cluster(mut self, cluster: impl Into<String>) -> Self {
-        self.cluster = Some(cluster.into());
+        self.cluster = Some(one_line(cluster.into()));
         self
+    }
+}
+
+fn one_line(text: String) -> String {
+    match text.contains(char::is_control) {
+        false => text,
+        true => text
+            .chars()
+            .flat_map(|char| match char.is_control() {
+                true => char.escape_default().collect::<Vec<_>>(),
+                false => vec![char],
+            })
+            .collect(),
     }
 }
 
@@ -317,6 +330,19 @@ mod tests {
 
         assert_eq!((error.provider(), error.cluster()), (Some("inner"), Some("a")));
         assert!(error.is_retryable());
+    }
+
+    #[test]
+    fn line_break_in_a_name_never_forges_a_line_of_the_log() {
+        let problem = Problem::new("a.b\nc", "cluster 'x\r\nERROR \u{1b}[31m' is 'odd'\0")
+            .with_file("f\n.yaml")
+            .with_cluster("x\n");
+
+        assert_eq!(
+            problem.to_string(),
+            "f\\n.yaml: a.b\\nc: cluster 'x\\r\\nERROR \\u{1b}[31m' is 'odd'\\u{0}"
+        );
+        assert_eq!(problem.cluster.as_deref(), Some("x\\n"));
     }
 
     #[test]

@@ -379,10 +379,19 @@ mod tests {
         ] {
             assert!(EntityRef::parse(text).is_err(), "{text:?}");
         }
+        for group in [
+            "x\r\nImpersonate-Group: system:masters",
+            "x\0",
+            "x\n",
+            "gr\u{fc}n",
+            "",
+        ] {
+            assert!(alice().with_groups(["dev", group]).is_err(), "{group:?}");
+        }
         assert!(
-            alice()
-                .with_groups(["dev", "x\r\nImpersonate-Group: system:masters"])
-                .is_err()
+            !Principal::service("x\r\ny\0\u{fc}")
+                .to_string()
+                .contains(|c: char| c.is_control() || !c.is_ascii())
         );
     }
 

@@ -324,3 +324,25 @@ fn ca_file_that_cannot_work_is_refused() {
         assert!(problems[0].1.contains(cause), "{problems:?}");
     }
 }
+
+#[test]
+fn line_break_in_a_cluster_name_never_becomes_a_cluster_or_a_line_of_the_log() {
+    for name in [
+        "a\\nERROR forged",
+        "a\\r\\nImpersonate-User: root",
+        "a\\0",
+        "\u{fc}",
+        "a\\e[31m",
+    ] {
+        for provider in ["authProvider: aws", "title: x"] {
+            let located = list(&format!("{{ name: \"{name}\", url: 'https://a', {provider} }}"));
+
+            assert!(located.clusters.is_empty(), "{name}");
+            assert!(!located.problems.is_empty());
+            for problem in &located.problems {
+                let told = format!("{problem} {:?}", problem.cluster);
+                assert!(!told.contains(char::is_control), "{told:?}");
+            }
+        }
+    }
+}
