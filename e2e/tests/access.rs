@@ -17,7 +17,7 @@ use kube::{
 use kube_authn_core::{ErrorKind, RequestAuth, Secret};
 use kube_authn_e2e::{Options, TestCluster, fixtures};
 use serde_json::{Value, json};
-use support::*;
+use support::{relay::Relay, *};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,

@@ -6,7 +6,7 @@
     reason = "the doors are those of the crates, not of what tests them"
 )]
 
-mod relay;
+pub(crate) mod relay;
 
 use std::{
     fmt::Display,
@@ -30,8 +30,6 @@ use kube_authn_oidc::{AuthorizationRequest, LoginVerifier, PostedTokens, TokenCl
 use kube_authn_store::KeyRing;
 use serde_json::{Value, json};
 use url::Url;
-
-pub(crate) use relay::Relay;
 
 /// Seed 004's cluster that users reach as themselves.
 pub(crate) const OPENPORTAL: &str = "openportal";
