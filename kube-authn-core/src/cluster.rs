@@ -36,6 +36,7 @@ struct Inner {
 struct Content {
     name: ClusterName,
     title: Option<String>,
+    url: String,
     server: ServerUrl,
     trust: TlsTrust,
     auth_provider: String,
@@ -132,6 +133,11 @@ impl ClusterDetails {
         self.0.content.title.as_deref()
     }
 
+    /// The API server's URL letter by letter as it was configured, for showing it.
+    pub fn url(&self) -> &str {
+        &self.0.content.url
+    }
+
     /// The API server's base URL.
     pub fn server(&self) -> &ServerUrl {
         &self.0.content.server
@@ -198,6 +204,7 @@ impl ClusterDetails {
     /// This is how a cluster without address of its own, such as the one that a pod runs in, gets its real one.
     pub fn with_server(&self, server: ServerUrl, trust: TlsTrust) -> Self {
         Self::from_content(Content {
+            url: server.to_string(),
             server,
             trust,
             ..self.0.content.clone()

@@ -23,8 +23,8 @@ pub async fn effective_config(config: &AppConfig) -> EffectiveConfig {
 /// The users' logins: `kubeAuthn.store`, sealed with `kubeAuthn.encryption`. `None` if no cluster takes logins.
 ///
 /// # Errors
-/// `ConfigInvalid` with all problems of the configuration, or if clusters take logins and there is no key;
-/// `Unavailable` if the store cannot be opened.
+/// `ConfigInvalid` with all problems of the configuration, if clusters take logins and there is no key, or if the store's
+/// file cannot be opened; `Unavailable` or `Timeout` if the store does not answer.
 pub async fn vault(config: &AppConfig) -> Result<Option<TokenVault>> {
     let effective = EffectiveConfig::read(config).await.into_valid()?;
     if !effective.uses_cluster_auth() {

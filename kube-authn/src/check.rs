@@ -85,7 +85,7 @@ impl Check {
         let dashboard = cluster.dashboard();
         set("name", Some(cluster.name().as_str().into()));
         set("title", cluster.title().map(Value::from));
-        set("url", Some(cluster.server().to_string().into()));
+        set("url", Some(cluster.url().into()));
         set("authMetadata", Some(self.auth_metadata(cluster)));
         set("skipTLSVerify", Some(cluster.trust().skip_verify().into()));
         set(

@@ -152,6 +152,7 @@ impl ClusterBuilder {
                 Ok(ClusterDetails::from_content(Content {
                     name,
                     title: self.title,
+                    url: self.server,
                     server,
                     trust: match self.skip_tls_verify {
                         true => TlsTrust::dangerously_skip_verify(ca),
