@@ -1,75 +1,530 @@
-//! `kube-authn check` as people run it.
+//! The program, as people and scripts run it.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the doors are those of the library, not of what tests the program"
+)]
 
-#![cfg(feature = "cli")]
-#![allow(clippy::expect_used, reason = "helpers of tests are tests")]
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use std::{fs, process::Command};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
-const CANARY: &str = "canary-5d1e8a";
+const AUTH: &str = include_str!("../../kube-authn-clusters/tests/fixtures/openportal-auth.yaml");
+const KUBERNETES: &str = include_str!("../../kube-authn-clusters/tests/fixtures/openportal-kubernetes.yaml");
 
-/// What the program writes, standard output and standard error together.
-#[allow(clippy::disallowed_methods, reason = "a file and a process of the test's own")]
-fn check(yaml: &str, arguments: &[&str]) -> String {
-    let folder = tempfile::tempdir().expect("a folder");
-    let file = folder.path().join("app-config.yaml");
-    fs::write(&file, yaml).expect("written");
-    let output = Command::new(env!("CARGO_BIN_EXE_kube-authn"))
-        .arg("check")
-        .arg("--config")
-        .arg(&file)
-        .args(arguments)
-        .env("RUST_LOG", "trace")
-        .env("TOKEN", CANARY)
-        .output()
-        .expect("it runs");
-    let (out, err) = (output.stdout, output.stderr);
-    String::from_utf8([out, err].concat()).expect("text")
+/// What a run gave: exit code, standard output, standard error.
+#[derive(Debug, PartialEq, Eq)]
+struct Run(Option<i32>, String, String);
+
+impl Run {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.1).expect("one JSON object on standard output")
+    }
+
+    /// The texts of all errors of `--json`.
+    fn messages(&self) -> Vec<String> {
+        let errors = self.json()["errors"].as_array().unwrap().clone();
+        errors
+            .iter()
+            .map(|error| error["message"].as_str().unwrap().to_owned())
+            .collect()
+    }
 }
 
-fn clusters(list: &str) -> String {
-    format!("kubernetes:\n  clusterLocatorMethods:\n    - type: config\n      clusters:\n{list}\n")
+/// A folder with configuration files, and the program run in it without any other variable than these.
+struct Place(TempDir);
+
+impl Place {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        Self(folder)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn run(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Run {
+        let output = Command::new(env!("CARGO_BIN_EXE_kube-authn"))
+            .args(arguments)
+            .current_dir(self.path())
+            .env_clear()
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        let run = Run(
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        );
+        assert!(!run.2.contains("panicked"), "{arguments:?}: {}", run.2);
+        run
+    }
+}
+
+fn ca_data() -> String {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+    STANDARD.encode(certificate.pem())
+}
+
+/// One cluster of this provider, with these further lines.
+fn one_cluster(more: &str) -> String {
+    format!(
+        "kubernetes:
+  serviceLocatorMethod: {{ type: multiTenant }}
+  clusterLocatorMethods:
+    - type: config
+      clusters:
+        - name: prod
+          url: https://prod.example.com
+{more}"
+    )
 }
 
 #[test]
-fn secret_of_a_good_configuration_never_shows_unless_it_is_asked_for() {
-    let yaml = clusters(
-        "        - { name: a, url: 'https://a', authProvider: serviceAccount, serviceAccountToken: '${TOKEN}',
-            authMetadata: { example.com/api-Key: '${TOKEN}', clientSecret: { deep: '${TOKEN}' } } }
-        - { name: b, url: 'https://b', authProvider: serviceAccount,
-            authMetadata: { serviceAccountToken: '${TOKEN}' } }",
+fn five_different_mistakes_are_told_in_one_go_each_with_file_and_key() {
+    let place = Place::new(&[
+        (
+            "app-config.yaml",
+            "
+kubernetes:
+  serviceLocatorMethod: { type: multiTenant }
+  clusterLocatorMethods:
+    - type: config
+      clusters:
+        - { name: provider, url: https://a, authProvider: magic }
+        - { name: ca, url: https://b, authProvider: localKubectlProxy, caFile: gone.pem }
+        - { name: url, url: not a url, authProvider: localKubectlProxy }
+        - { name: good, url: https://d, authProvider: localKubectlProxy }
+",
+        ),
+        (
+            "app-config.production.yaml",
+            "
+clusterAuth: { issuer: https://login.example.com/, clientId: kubernetes, verifySignatures: true }
+kubeAuthn: { encryption: { keys: [{ id: k1, key: '${KUBE_AUTHN_KEY}' }] } }
+",
+        ),
+    ]);
+
+    let layers = [
+        "check",
+        "--config",
+        "app-config.yaml",
+        "--config",
+        "app-config.production.yaml",
+    ];
+    let text = place.run(&layers, &[]);
+    let json = place.run(&[&layers[..], &["--json"]].concat(), &[]);
+
+    let base = "app-config.yaml";
+    let production = "app-config.production.yaml";
+    let at = |index: usize, key: &str| format!("kubernetes.clusterLocatorMethods[0].clusters[{index}].{key}");
+    let expected: BTreeSet<(String, String, Option<String>)> = [
+        (base, at(0, "authProvider"), Some("provider")),
+        (base, at(1, "caFile"), Some("ca")),
+        (base, at(2, "url"), Some("url")),
+        (production, "clusterAuth.verifySignatures".to_owned(), None),
+        (production, "kubeAuthn.encryption.keys[0].key".to_owned(), None),
+    ]
+    .map(|(file, key, cluster)| (file.to_owned(), key, cluster.map(str::to_owned)))
+    .into();
+    let field = |error: &Value, name: &str| error.get(name).and_then(Value::as_str).map(str::to_owned);
+    let report = json.json();
+    let errors = report["errors"].as_array().unwrap();
+    let told: BTreeSet<_> = errors
+        .iter()
+        .map(|error| {
+            assert!(!field(error, "message").unwrap().is_empty());
+            (
+                field(error, "file").unwrap(),
+                field(error, "key").unwrap(),
+                field(error, "cluster"),
+            )
+        })
+        .collect();
+    assert_eq!((told, errors.len()), (expected.clone(), 5));
+    assert_eq!(names(&report), ["good"]);
+    assert_eq!((json.0, text.0), (Some(1), Some(1)));
+    for (file, key, _) in expected {
+        let line = format!("error     {file}: {key}: ");
+        assert_eq!(
+            text.1.lines().filter(|shown| shown.starts_with(&line)).count(),
+            1,
+            "{}",
+            text.1
+        );
+    }
+    assert!(
+        text.1.ends_with("1 cluster, 0 warnings, 5 errors\n"),
+        "{}",
+        text.1
+    );
+}
+
+#[test]
+fn portal_with_user_logins_gives_two_clusters_four_warnings_and_no_error() {
+    let place = Place::new(&[("auth.yaml", AUTH), ("kubernetes.yaml", KUBERNETES)]);
+    let ca_data = ca_data();
+
+    let run = place.run(
+        &["check", "--config", "auth.yaml", "kubernetes.yaml", "--json"],
+        &[
+            ("KUBERNETES_OPENPORTAL_CA_DATA", &ca_data),
+            ("K8S_SA_TOKEN", "canary"),
+        ],
     );
 
-    for arguments in [&["--json"][..], &[]] {
-        let told = check(&yaml, arguments);
-
-        assert!(told.contains("https://b") && !told.contains(CANARY), "{told}");
+    let report = run.json();
+    assert_eq!((run.0, &report["errors"]), (Some(0), &json!([])));
+    assert_eq!(
+        report["clusters"],
+        json!([
+            {
+                "name": "openportal",
+                "url": "https://hcp-ebadc4bb-307d-482e-a9d9-fdca15fd5ff1.spot.rackspace.com/",
+                "authMetadata": { "kubernetes.io/auth-provider": "clusterAuth" },
+                "skipTLSVerify": false,
+                "skipMetricsLookup": false,
+                "caData": ca_data,
+            },
+            {
+                "name": "rancher-desktop",
+                "url": "https://127.0.0.1:6443",
+                "authMetadata": {
+                    "kubernetes.io/auth-provider": "serviceAccount",
+                    "serviceAccountToken": "[redacted]",
+                },
+                "skipTLSVerify": true,
+                "skipMetricsLookup": false,
+            },
+        ])
+    );
+    let warnings: Vec<_> = report["warnings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|text| text.as_str().unwrap())
+        .collect();
+    assert_eq!(warnings.len(), 4, "{warnings:?}");
+    for part in [
+        "verifySignature",
+        "clientId",
+        "skipTLSVerify",
+        "kubeAuthn.encryption.keys",
+    ] {
+        assert_eq!(
+            warnings.iter().filter(|text| text.contains(part)).count(),
+            1,
+            "{part}: {warnings:?}"
+        );
     }
-    assert!(check(&yaml, &["--json", "--show-secrets"]).contains(CANARY));
 }
 
 #[test]
-fn secret_of_a_wrong_configuration_never_shows() {
-    for yaml in [
-        clusters("        - { name: a, url: 'https://x:${TOKEN}@a', authProvider: serviceAccount }"),
-        clusters(
-            "        - { name: a, url: 'https://a', authProvider: aws, serviceAccountToken: [ '${TOKEN}' ] }",
-        ),
-        clusters(
-            "        - { name: a, url: 'https://a', authProvider: serviceAccount, serviceAccountToken: 'a ${TOKEN}' }",
-        ),
-        clusters("        - { name: a, url: 'https://a', authProvider: aws, caData: '${TOKEN}' }"),
-        clusters(
-            "        - { name: a, url: 'https://a', authProvider: serviceAccount,
-            serviceAccountToken: { $file: '${TOKEN}' } }",
-        ),
-        "kubeAuthn: { encryption: { keys: [{ id: k1, key: '${TOKEN}' }] } }".to_owned(),
-        "kubeAuthn: { encryption: { keys: [{ id: k1, key: { x: '${TOKEN}' } }] } }".to_owned(),
-        format!("kubeAuthn: {{ encryption: {CANARY}"),
-    ] {
-        for arguments in [&["--json"][..], &[]] {
-            let told = check(&yaml, arguments);
+fn unset_service_account_token_never_becomes_another_identity() {
+    let place = Place::new(&[("auth.yaml", AUTH), ("kubernetes.yaml", KUBERNETES)]);
 
-            assert!(told.contains("error") && !told.contains(CANARY), "{yaml}\n{told}");
-        }
+    // The variable that seed 004 exports has another name than the one it reads.
+    let run = place.run(
+        &["check", "--config", "auth.yaml", "kubernetes.yaml", "--json"],
+        &[
+            ("KUBERNETES_OPENPORTAL_CA_DATA", &ca_data()),
+            ("KUBERNETES_SERVICE_ACCOUNT_TOKEN", "t"),
+        ],
+    );
+
+    let key = "kubernetes.clusterLocatorMethods[0].clusters[1].serviceAccountToken";
+    let report = run.json();
+    assert_eq!(
+        report["errors"],
+        json!([{
+            "file": "kubernetes.yaml",
+            "key": key,
+            "cluster": "rancher-desktop",
+            "message": format!("no value for '{key}' in 'kubernetes.yaml': environment variable K8S_SA_TOKEN is not set; \
+                                set it or remove the key"),
+        }])
+    );
+    assert_eq!((run.0, names(&report)), (Some(1), vec!["openportal".to_owned()]));
+}
+
+#[test]
+fn bad_input_is_one_clear_line_and_1() {
+    let mistakes = [
+        (
+            "          authProvider: magic\n",
+            "authProvider \"magic\" has no config associated with it",
+        ),
+        (
+            "          authProvider: aws\n          caFile: gone.pem\n",
+            "gone.pem",
+        ),
+        (
+            "          authProvider: serviceAccount\n          serviceAccountToken: { $file: folder }\n",
+            "folder",
+        ),
+        (
+            "          authProvider: serviceAccount\n          serviceAccountToken: { $file: gone }\n",
+            "gone",
+        ),
+        (
+            "          authProvider: localKubectlProxy\n          caData: bm90IGEgUEVN\n",
+            "caData",
+        ),
+        (
+            "          authProvider: localKubectlProxy\nclusterAuth: { issuers: [] }\n",
+            "clusterAuth.issuers",
+        ),
+        (
+            "          authProvider: localKubectlProxy\nkubeAuthn: { listen: 1 }\n",
+            "kubeAuthn.listen",
+        ),
+        (
+            "          authProvider: localKubectlProxy\nkubeAuthn: { store: { type: paper } }\n",
+            "kubeAuthn.store.type",
+        ),
+        (
+            "          authProvider: localKubectlProxy\nkubeAuthn: { encryption: { keys: [{ id: k1, key: c2hvcnQ= }] } }\n",
+            "kubeAuthn.encryption.keys[0].key",
+        ),
+        (
+            "          authProvider: oidc\n",
+            "Must specify a token provider for 'oidc' strategy",
+        ),
+        ("          authProvider: clusterAuth\n", "clusterAuth.issuer"),
+    ];
+    for (lines, expected) in mistakes {
+        let place = Place::new(&[("app-config.yaml", &one_cluster(lines))]);
+        fs::create_dir(place.path().join("folder")).unwrap();
+
+        let run = place.run(&["check", "--config", "app-config.yaml"], &[]);
+
+        let errors: Vec<_> = run.1.lines().filter(|line| line.starts_with("error")).collect();
+        assert!(
+            matches!(errors[..], [line] if line.contains(expected)),
+            "{expected}: {run:?}"
+        );
+        assert!(errors[0].starts_with("error     app-config.yaml: "), "{errors:?}");
+        assert_eq!(run.0, Some(1), "{expected}");
     }
+}
+
+#[test]
+fn configuration_that_cannot_be_read_is_one_clear_line_and_1() {
+    let place = Place::new(&[("broken.yaml", "kubernetes: ["), ("text.yaml", "just text")]);
+    fs::create_dir(place.path().join("folder")).unwrap();
+    fs::write(place.path().join("binary.yaml"), [0xff, 0xfe, 0]).unwrap();
+
+    for file in ["gone.yaml", "folder", "broken.yaml", "text.yaml", "binary.yaml"] {
+        let run = place.run(&["check", "--config", file], &[]);
+
+        let errors: Vec<_> = run.1.lines().filter(|line| line.starts_with("error")).collect();
+        assert!(
+            matches!(errors[..], [line] if line.starts_with(&format!("error     {file}: "))),
+            "{run:?}"
+        );
+        assert_eq!((run.0, run.2.as_str()), (Some(1), ""), "{file}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    let place = Place::new(&[("app-config.yaml", "")]);
+    for arguments in [
+        &[][..],
+        &["check"],
+        &["check", "--config"],
+        &["check", "app-config.yaml"],
+        &["check", "--config", "app-config.yaml", "--yaml"],
+        &["serve-me"],
+        &["keygen", "now"],
+    ] {
+        let run = place.run(arguments, &[]);
+
+        assert_eq!((run.0, run.1.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(
+            run.2.contains("--help") || run.2.contains("Usage: kube-authn"),
+            "{arguments:?}: {}",
+            run.2
+        );
+    }
+}
+
+#[test]
+fn configuration_without_clusters_is_a_warning_and_0() {
+    let place = Place::new(&[("app-config.yaml", "app: { title: Portal }\n")]);
+
+    let run = place.run(&["check", "--config", "app-config.yaml", "--json"], &[]);
+
+    let warning = "Failed to initialize kubernetes backend: valid kubernetes config is missing";
+    assert_eq!(
+        run.json(),
+        json!({ "clusters": [], "warnings": [warning], "errors": [] })
+    );
+    assert_eq!(run.0, Some(0));
+}
+
+#[test]
+fn every_option_of_a_cluster_is_shown_under_backstages_names() {
+    let place = Place::new(&[(
+        "app-config.yaml",
+        &one_cluster(
+            "          title: Production
+          authProvider: serviceAccount
+          serviceAccountToken: sa-canary
+          skipMetricsLookup: true
+          caFile: ca.pem
+          authMetadata: { example.com/team: a, example.com/api-token: m-canary, example.com/PASSWORD: p-canary }
+          dashboardUrl: https://dashboard.example.com
+          dashboardApp: standard
+          dashboardParameters: { projectId: x }
+          customResources: [{ group: g, apiVersion: v1, plural: ps }]
+",
+        ),
+    )]);
+    let pem = STANDARD.decode(ca_data()).unwrap();
+    fs::write(place.path().join("ca.pem"), pem).unwrap();
+    let command = ["check", "--config", "app-config.yaml", "--json"];
+
+    let (redacted, shown) = (
+        place.run(&command, &[]),
+        place.run(&[&command[..], &["--show-secrets"]].concat(), &[]),
+    );
+    let text = place.run(&command[..3], &[]);
+
+    let expected = |token: &str, metadata: &str, password: &str| {
+        json!({
+            "name": "prod",
+            "title": "Production",
+            "url": "https://prod.example.com",
+            "authMetadata": {
+                "kubernetes.io/auth-provider": "serviceAccount",
+                "serviceAccountToken": token,
+                "example.com/team": "a",
+                "example.com/api-token": metadata,
+                "example.com/PASSWORD": password,
+            },
+            "skipTLSVerify": false,
+            "skipMetricsLookup": true,
+            "caFile": "ca.pem",
+            "dashboardUrl": "https://dashboard.example.com",
+            "dashboardApp": "standard",
+            "dashboardParameters": { "projectId": "x" },
+            "customResources": [{ "group": "g", "apiVersion": "v1", "plural": "ps" }],
+        })
+    };
+    let hidden = "[redacted]";
+    assert_eq!(
+        redacted.json()["clusters"],
+        json!([expected(hidden, hidden, hidden)])
+    );
+    assert_eq!(
+        shown.json()["clusters"],
+        json!([expected("sa-canary", "m-canary", "p-canary")])
+    );
+    assert!(!text.1.contains("canary"), "{}", text.1);
+}
+
+#[test]
+fn check_twice_says_the_same() {
+    let clusters: String = (0..20)
+        .map(|number| {
+            format!(
+                "        - {{ name: c{number}, url: https://c{number}, authProvider: magic{number}, authMetadata: {{ a: x, b: y, c: z }} }}\n"
+            )
+        })
+        .collect();
+    let place = Place::new(&[(
+        "app-config.yaml",
+        &one_cluster(&format!("          authProvider: aws\n{clusters}")),
+    )]);
+
+    let runs: Vec<_> = (0..5)
+        .map(|_| place.run(&["check", "--config", "app-config.yaml", "--json"], &[]))
+        .collect();
+
+    assert_eq!(runs[0].messages().len(), runs[1].messages().len());
+    assert!(runs.windows(2).all(|two| two[0] == two[1]));
+}
+
+#[test]
+fn no_environment_makes_check_log_a_secret() {
+    let place = Place::new(&[(
+        "app-config.yaml",
+        &one_cluster("          authProvider: serviceAccount\n          serviceAccountToken: ${TOKEN}\n"),
+    )]);
+
+    let run = place.run(
+        &["check", "--config", "app-config.yaml"],
+        &[("TOKEN", "canary-3f9a77c1"), ("RUST_LOG", "trace")],
+    );
+
+    assert_eq!(run.0, Some(0));
+    assert!(!run.1.contains("canary") && !run.2.contains("canary"), "{run:?}");
+}
+
+#[test]
+fn keygen_prints_another_key_each_time_and_nothing_else() {
+    let place = Place::new(&[]);
+
+    let runs: Vec<_> = (0..3).map(|_| place.run(&["keygen"], &[])).collect();
+
+    for run in &runs {
+        let key = run.1.strip_suffix('\n').unwrap();
+        assert_eq!(
+            (STANDARD.decode(key).unwrap().len(), run.0, run.2.as_str()),
+            (32, Some(0), "")
+        );
+    }
+    assert_eq!(runs.iter().map(|run| &run.1).collect::<BTreeSet<_>>().len(), 3);
+}
+
+#[test]
+fn key_of_keygen_is_accepted_where_check_asks_for_one() {
+    let place = Place::new(&[
+        ("auth.yaml", AUTH),
+        ("kubernetes.yaml", KUBERNETES),
+        (
+            "key.yaml",
+            "kubeAuthn: { encryption: { keys: [{ id: k1, key: '${KUBE_AUTHN_KEY}' }] } }\n",
+        ),
+    ]);
+    let key = place.run(&["keygen"], &[]).1;
+
+    let run = place.run(
+        &[
+            "check",
+            "--config",
+            "auth.yaml",
+            "kubernetes.yaml",
+            "key.yaml",
+            "--json",
+        ],
+        &[
+            ("KUBERNETES_OPENPORTAL_CA_DATA", &ca_data()),
+            ("K8S_SA_TOKEN", "t"),
+            ("KUBE_AUTHN_KEY", key.trim_end()),
+        ],
+    );
+
+    assert_eq!(
+        (run.0, run.json()["warnings"].as_array().unwrap().len()),
+        (Some(0), 3)
+    );
+    assert!(!run.1.contains("encryption"), "{}", run.1);
+}
+
+fn names(report: &Value) -> Vec<String> {
+    let clusters = report["clusters"].as_array().unwrap();
+    clusters
+        .iter()
+        .map(|cluster| cluster["name"].as_str().unwrap().to_owned())
+        .collect()
 }
