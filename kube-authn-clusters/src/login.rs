@@ -125,10 +125,13 @@ impl Settings {
         }
     }
 
-    /// The same settings with what one cluster says otherwise.
+    /// The same settings with what one cluster says otherwise. One issuer's CA never vouches for another issuer.
     fn overridden(&self, cluster: &ConfigValue<'_>, findings: &mut Findings) -> Self {
         let mut settings = self.clone();
         if let Some(issuer) = issuer(cluster, findings) {
+            if settings.issuer.as_ref() != Some(&issuer) {
+                settings.ca = CaBundle::System;
+            }
             settings.issuer = Some(issuer);
         }
         if let Some(client_id) = client_id(cluster, findings) {

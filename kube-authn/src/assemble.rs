@@ -116,6 +116,8 @@ fn stream_grace(logins: &Logins) -> Option<Duration> {
 
 /// Verifies and binds the tokens that a user brings for this cluster, before [`TokenVault::log_in`] stores them.
 ///
+/// Keep it: it caches the issuer's metadata and keys, and bounds how often they are fetched.
+///
 /// # Errors
 /// `ConfigInvalid` with all problems of the configuration, if users do not log in to this cluster, or if the issuer's CA
 /// cannot be used.

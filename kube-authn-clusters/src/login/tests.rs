@@ -185,3 +185,22 @@ fn setting_that_vanished_never_loosens_a_login() {
         assert!(told[0].1.contains("environment variable GONE is not set"));
     }
 }
+
+#[test]
+fn ca_of_one_issuer_never_vouches_for_another() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("ca.pem");
+    let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).expect("a certificate");
+    std::fs::write(&file, ca.cert.pem()).expect("written");
+
+    let (logins, findings) = read(&format!(
+        "clusterAuth: {{ issuer: 'https://i/', clientId: k, caFile: '{}', \
+         clusters: [{{ name: other, issuer: 'https://j/' }}, {{ name: same, issuer: 'https://i/' }}] }}",
+        file.display()
+    ));
+
+    assert_eq!(findings.problems, vec![]);
+    let ca = |name| logins.for_cluster(name).expect("a login").ca.clone();
+    assert_eq!(ca("other"), CaBundle::System);
+    assert_eq!((ca("same"), ca("any")), (CaBundle::File(file.into()), ca("same")));
+}

@@ -1,6 +1,6 @@
 //! Whose certificates an API server may show, and the one reader of CA files.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, io::Read, path::Path, sync::Arc};
 
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
@@ -119,7 +119,14 @@ pub(super) fn read_ca_file(path: &Path) -> Result<Arc<[u8]>, Error> {
     if metadata.len() > MAX_CA_BYTES {
         return Err(refuse("it is larger than 1 MiB"));
     }
-    let pem = std::fs::read(path).map_err(|error| refuse(&error.to_string()).with_source(error))?;
+    // It may grow, or be another file, between the look and the reading.
+    let mut pem = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_CA_BYTES + 1).read_to_end(&mut pem))
+        .map_err(|error| refuse(&error.to_string()).with_source(error))?;
+    if pem.len() as u64 > MAX_CA_BYTES {
+        return Err(refuse("it is larger than 1 MiB"));
+    }
     Ok(pem.into())
 }
 

@@ -18,6 +18,7 @@ pub(super) async fn subscribe(store: &SqliteTokenStore) -> Result<LoginEvents> {
     let store = Arc::downgrade(&store.0);
     tokio::spawn(async move {
         let mut last = last;
+        let mut failing = false;
         loop {
             let mut woken = std::pin::pin!(written.notified());
             woken.as_mut().enable();
@@ -25,7 +26,21 @@ pub(super) async fn subscribe(store: &SqliteTokenStore) -> Result<LoginEvents> {
                 return;
             };
             // A store that does not answer loses nothing: its place in the table stays.
-            let events = next(&readers, &mut last).await.unwrap_or_default();
+            let events = match next(&readers, &mut last).await {
+                Ok(events) => {
+                    failing = false;
+                    events
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "cannot read who logged out elsewhere: trying again until it works",
+                        );
+                    }
+                    Vec::new()
+                }
+            };
             drop(readers);
             let more = events.len() >= PAGE;
             for event in events {
