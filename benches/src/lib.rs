@@ -1,15 +1,27 @@
-//! What the benches share: a provider that mints a token without asking anybody, users, and percentiles.
+//! What the benches share: a provider that mints a token without asking anybody, users, a server, and how to measure.
 
-use std::time::{Duration, Instant};
+pub mod loopback;
+pub mod measure;
 
+use std::{sync::Arc, time::Duration};
+
+use criterion::Criterion;
 use kube_authn_core::{
-    Clock, ClusterDetails, Credential, CredentialRequest, CredentialScope, EntityRef, KubernetesAuthProvider,
-    Metadata, Principal, Problem, Result, Secret, SystemClock, async_trait,
+    CachingProvider, Clock, ClusterAccess, ClusterDetails, Clusters, Credential, CredentialRequest,
+    CredentialScope, EntityRef, KubernetesAuthProvider, Metadata, Principal, Problem, ProviderRegistry,
+    Result, Secret, SystemClock, UpstreamPool, async_trait,
 };
 
 /// A strategy of scope `User` whose token costs nothing, so that only the cache is measured.
-#[derive(Debug)]
-pub struct Minting;
+#[derive(Clone, Debug, Default)]
+pub struct Minting(Option<Secret>);
+
+impl Minting {
+    /// Gives everybody this token.
+    pub fn always(token: Secret) -> Self {
+        Self(Some(token))
+    }
+}
 
 #[async_trait]
 impl KubernetesAuthProvider for Minting {
@@ -30,7 +42,10 @@ impl KubernetesAuthProvider for Minting {
     }
 
     async fn credential(&self, request: &CredentialRequest) -> Result<Credential> {
-        let token = Secret::new(format!("{TOKEN_OF_1_KIB}{}", request.principal));
+        let token = match &self.0 {
+            Some(token) => token.clone(),
+            None => Secret::new(format!("{TOKEN_OF_1_KIB}{}", request.principal)),
+        };
         let hour = SystemClock.now() + Duration::from_secs(3600);
         Ok(Credential::bearer(&token)?.with_expires_at(hour))
     }
@@ -40,6 +55,31 @@ impl KubernetesAuthProvider for Minting {
     }
 }
 
+/// Criterion with short defaults; its arguments on the command line win.
+pub fn criterion() -> Criterion {
+    Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .sample_size(20)
+        .configure_from_args()
+}
+
+/// Access to one cluster over this pool, with room for the credentials of so many users.
+pub fn access(
+    provider: impl KubernetesAuthProvider,
+    cluster: ClusterDetails,
+    pool: UpstreamPool,
+    users: usize,
+) -> ClusterAccess {
+    let registry = ProviderRegistry::new().with(provider);
+    ClusterAccess::new(Clusters::new(vec![cluster]), cache(registry, users), pool)
+}
+
+/// A cache that evicts none of so many credentials: the bound is per shard, and shards fill unevenly.
+pub fn cache(registry: ProviderRegistry, users: usize) -> CachingProvider<ProviderRegistry> {
+    CachingProvider::with_clock_and_capacity(registry, Arc::new(SystemClock), 2 * users.max(1_000))
+}
+
 /// The user of this number.
 ///
 /// # Panics
@@ -47,19 +87,6 @@ impl KubernetesAuthProvider for Minting {
 #[allow(clippy::expect_used, reason = "a bench may panic")]
 pub fn user(number: usize) -> Principal {
     Principal::user(EntityRef::parse(&format!("user:default/user-{number}")).expect("a reference"))
-}
-
-/// Median and 99th percentile of `samples` calls, each timed on its own; about 25 ns of each are the clock's.
-pub fn percentiles(samples: usize, mut call: impl FnMut(usize)) -> (Duration, Duration) {
-    let mut times: Vec<_> = (0..samples)
-        .map(|sample| {
-            let start = Instant::now();
-            call(sample);
-            start.elapsed()
-        })
-        .collect();
-    times.sort_unstable();
-    (times[samples / 2], times[samples * 99 / 100])
 }
 
 /// A step of a generator good enough to defeat the caches (Knuth, MMIX).

@@ -1,0 +1,328 @@
+//! What does sealing cost a login that is loaded or saved?
+//!
+//! Row 8: the sealed SQLite store, through the vault, against the bare sqlx statement on the same file with the same
+//! settings; and sealing alone, AES-256-GCM-SIV against AES-256-GCM.
+#![allow(
+    missing_docs,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a bench: criterion makes the functions"
+)]
+
+use std::{
+    cell::RefCell,
+    hint::black_box,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::{
+    aead::{AES_256_GCM, AES_256_GCM_SIV, Aad, Algorithm, LessSafeKey, Nonce, UnboundKey},
+    rand,
+};
+use criterion::Criterion;
+use kube_authn_benches::measure::{Rounds, micros, report};
+use kube_authn_core::{
+    Claim, ClientId, Clock, EntityRef, Expected, Issuer, KeyId, Login, LoginId, NewLogin, Revision, Sealer,
+    Secret, Subject, SystemClock, Token, TokenKey, TokenRecord, TokenSet, TokenStore, TokenVault,
+};
+use kube_authn_store::{KeyRing, SqliteTokenStore};
+use sqlx::{
+    ConnectOptions, Row, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use tokio::runtime::Runtime;
+
+const ROUNDS: usize = 15;
+/// Calls of one measurement. A save waits for the disk.
+const LOADS: u32 = 300;
+const SAVES: u32 = 40;
+/// Logins in the file.
+const LOGINS: usize = 1_000;
+
+fn main() {
+    let runtime = Runtime::new().expect("a runtime");
+    let folder = tempfile::tempdir().expect("a folder");
+    let bench = runtime.block_on(Bench::new(&folder.path().join("logins.db")));
+    bench.load(&runtime);
+    bench.save(&runtime);
+    seal();
+    let mut criterion = kube_authn_benches::criterion();
+    criterion_benches(&mut criterion);
+    criterion.final_summary();
+}
+
+struct Bench {
+    vault: TokenVault,
+    store: SqliteTokenStore,
+    reader: SqlitePool,
+    writer: SqlitePool,
+}
+
+impl Bench {
+    async fn new(file: &Path) -> Self {
+        let url = format!("sqlite://{}", file.display());
+        let store = SqliteTokenStore::open(&url).await.expect("a store");
+        let vault = TokenVault::new(store.clone(), ring());
+        for number in 0..LOGINS {
+            vault.log_in(&key(number), login()).await.expect("a login");
+        }
+        // As the store opens it.
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5))
+            .disable_statement_logging();
+        let pool = |connections| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .test_before_acquire(false)
+                .connect_lazy_with(options.clone())
+        };
+        Self {
+            vault,
+            store,
+            reader: pool(4),
+            writer: pool(1),
+        }
+    }
+
+    fn load(&self, runtime: &Runtime) {
+        let rounds: Rounds<f64, 3> = Rounds::run(ROUNDS, |subject| {
+            runtime.block_on(async {
+                let start = Instant::now();
+                for number in 0..LOADS as usize {
+                    let key = key(number);
+                    match subject {
+                        0 => drop(black_box(self.bare_load(&key).await)),
+                        1 => drop(black_box(self.store.load(&key).await.expect("a row"))),
+                        _ => drop(black_box(self.vault.load(&key).await.expect("a login"))),
+                    }
+                }
+                micros(start.elapsed() / LOADS)
+            })
+        });
+        table("load", ["bare SELECT", "store.load", "vault.load"], &rounds);
+        report(8, "load, sealed, SQLite", &figure(&rounds, 2), "≤ 1.15 × bare");
+    }
+
+    /// Saves of one login after the other. `save_refresh_token` is the vault's save of one statement.
+    fn save(&self, runtime: &Runtime) {
+        let claimed: Vec<RefCell<Login>> = (0..SAVES as usize)
+            .map(|number| RefCell::new(runtime.block_on(self.claim(&key(number)))))
+            .collect();
+        let row = |number: usize| async move {
+            let row = self.store.load(&key(LOGINS / 2 + number)).await.expect("a row");
+            row.expect("a login")
+        };
+        let rounds: Rounds<f64, 3> = Rounds::run(ROUNDS, |subject| {
+            runtime.block_on(async {
+                let mut spent = Duration::ZERO;
+                for number in 0..SAVES as usize {
+                    let key = key(LOGINS / 2 + number);
+                    let before = row(number).await;
+                    let next = after(&before);
+                    let start = Instant::now();
+                    match subject {
+                        0 => self.bare_save(&key, &next, before.revision).await,
+                        1 => {
+                            let expected = Expected::At(before.revision);
+                            self.store.save(&key, &next, expected).await.expect("saved");
+                        }
+                        _ => {
+                            let token = Secret::new("r".repeat(64));
+                            let present = claimed[number].borrow().clone();
+                            let saved = self.vault.save_refresh_token(&present, token).await;
+                            claimed[number].replace(saved.expect("saved"));
+                        }
+                    }
+                    spent += start.elapsed();
+                }
+                micros(spent / SAVES)
+            })
+        });
+        table(
+            "save",
+            ["bare UPDATE", "store.save", "vault.save_refresh_token"],
+            &rounds,
+        );
+        report(8, "save, sealed, SQLite", &figure(&rounds, 2), "≤ 1.15 × bare");
+    }
+
+    async fn claim(&self, key: &TokenKey) -> Login {
+        let login = self.vault.load(key).await.expect("a row").expect("a login");
+        let until = SystemClock.now() + Duration::from_secs(3600);
+        let owner = LoginId::from_bytes([1; 16]);
+        match self.vault.claim_refresh(&login, owner, until).await {
+            Ok(Claim::Ours(login)) => login,
+            other => panic!("nobody else claims: {other:?}"),
+        }
+    }
+
+    /// The statement of the store with nothing around it: the sealed bytes are all that is taken from the row.
+    async fn bare_load(&self, key: &TokenKey) -> Vec<u8> {
+        let row = sqlx::query(
+            "SELECT login, number, subject, expires_at, refreshable, refreshing_owner, refreshing_until, \
+                    created_at, updated_at, key_id, sealed \
+             FROM kube_authn_logins WHERE principal = ? AND issuer = ? AND client_id = ?",
+        )
+        .bind(key.principal.as_str())
+        .bind(key.issuer.as_str())
+        .bind(key.client_id.as_str())
+        .fetch_one(&self.reader)
+        .await;
+        row.expect("a row").get("sealed")
+    }
+
+    async fn bare_save(&self, key: &TokenKey, record: &TokenRecord, before: Revision) {
+        let number = |revision: Revision| i64::try_from(revision.number).expect("a small number");
+        let done = sqlx::query(
+            "UPDATE kube_authn_logins \
+             SET login = ?, number = ?, subject = ?, expires_at = ?, refreshable = ?, refreshing_owner = ?, \
+                 refreshing_until = ?, created_at = ?, updated_at = ?, key_id = ?, sealed = ? \
+             WHERE principal = ? AND issuer = ? AND client_id = ? AND login = ? AND number = ?",
+        )
+        .bind(&record.revision.login.as_bytes()[..])
+        .bind(number(record.revision))
+        .bind(record.metadata.subject.as_str())
+        .bind(record.metadata.expires_at.as_millisecond())
+        .bind(record.metadata.refreshable)
+        .bind(None::<Vec<u8>>)
+        .bind(None::<i64>)
+        .bind(record.metadata.created_at.as_millisecond())
+        .bind(record.metadata.updated_at.as_millisecond())
+        .bind(record.key_id.as_str())
+        .bind(&record.sealed[..])
+        .bind(key.principal.as_str())
+        .bind(key.issuer.as_str())
+        .bind(key.client_id.as_str())
+        .bind(&before.login.as_bytes()[..])
+        .bind(number(before))
+        .execute(&self.writer)
+        .await;
+        assert_eq!(done.expect("saved").rows_affected(), 1);
+    }
+}
+
+/// Sealing and opening 1.5 KB: the bare ciphers in place, then the key ring.
+fn seal() {
+    let (gcm, siv, ring) = (cipher(&AES_256_GCM), cipher(&AES_256_GCM_SIV), ring());
+    let rounds: Rounds<f64, 3> = Rounds::run(ROUNDS, |subject| {
+        let start = Instant::now();
+        for _ in 0..2_000 {
+            match subject {
+                0 => in_place(&gcm),
+                1 => in_place(&siv),
+                _ => through(&ring),
+            }
+        }
+        micros(start.elapsed() / 2_000)
+    });
+    table(
+        "seal and open 1.5 KB",
+        ["AES-256-GCM", "AES-256-GCM-SIV", "KeyRing"],
+        &rounds,
+    );
+    report(
+        8,
+        "KeyRing, 1.5 KB, / AES-256-GCM",
+        &figure(&rounds, 2),
+        "0.8 µs was GCM",
+    );
+}
+
+fn in_place(key: &LessSafeKey) {
+    let mut nonce = [0; 12];
+    rand::fill(&mut nonce).expect("random numbers");
+    let mut buffer = Vec::with_capacity(PLAIN.len() + 16);
+    buffer.extend_from_slice(&PLAIN);
+    key.seal_in_place_append_tag(
+        Nonce::assume_unique_for_key(nonce),
+        Aad::from(BOUND_TO),
+        &mut buffer,
+    )
+    .expect("sealed");
+    let opened = key.open_in_place(
+        Nonce::assume_unique_for_key(nonce),
+        Aad::from(BOUND_TO),
+        &mut buffer,
+    );
+    black_box(opened.expect("opened"));
+}
+
+fn through(ring: &KeyRing) {
+    let (id, sealed) = ring.seal(BOUND_TO, &PLAIN).expect("sealed");
+    black_box(ring.open(&id, BOUND_TO, &sealed).expect("opened"));
+}
+
+fn criterion_benches(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("seal and open 1.5 KB");
+    for (name, algorithm) in [
+        ("AES-256-GCM", &AES_256_GCM),
+        ("AES-256-GCM-SIV", &AES_256_GCM_SIV),
+    ] {
+        let key = cipher(algorithm);
+        group.bench_function(name, |bencher| bencher.iter(|| in_place(&key)));
+    }
+    let ring = ring();
+    group.bench_function("KeyRing", |bencher| bencher.iter(|| through(&ring)));
+}
+
+fn cipher(algorithm: &'static Algorithm) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(algorithm, &[7; 32]).expect("a key"))
+}
+
+fn ring() -> KeyRing {
+    let id = KeyId::new("bench").expect("an id");
+    KeyRing::new(vec![(id, Secret::new([7; 32]))]).expect("a ring")
+}
+
+fn key(number: usize) -> TokenKey {
+    TokenKey {
+        principal: EntityRef::parse(&format!("user:default/user-{number}")).expect("a reference"),
+        issuer: Issuer::new("https://issuer.example.com").expect("an issuer"),
+        client_id: ClientId::new("kubernetes").expect("a client"),
+    }
+}
+
+/// ID token and refresh token, 1.5 KB together.
+fn login() -> NewLogin {
+    let expires_at = SystemClock.now() + Duration::from_secs(3600);
+    let tokens = TokenSet::new()
+        .with_id_token(Token {
+            secret: Secret::new("i".repeat(1_400)),
+            expires_at,
+        })
+        .with_refresh_token(Secret::new("r".repeat(64)));
+    NewLogin::new(Subject::new("subject").expect("a subject"), tokens, expires_at)
+}
+
+/// The state that follows this one; its sealed bytes don't open, which no store looks at.
+fn after(record: &TokenRecord) -> TokenRecord {
+    let mut next = record.clone();
+    next.revision.number += 1;
+    next
+}
+
+fn table(what: &str, names: [&str; 3], rounds: &Rounds<f64, 3>) {
+    for (index, name) in names.iter().enumerate() {
+        let (median, ratio) = (
+            rounds.median(index, |time| *time),
+            rounds.ratio(index, 0, |time| *time),
+        );
+        println!("{what}: {name}: {median:.2} µs, {ratio:.3} of {}", names[0]);
+    }
+}
+
+fn figure(rounds: &Rounds<f64, 3>, subject: usize) -> String {
+    format!(
+        "{:.2} µs, {:.3} × bare",
+        rounds.median(subject, |time| *time),
+        rounds.ratio(subject, 0, |time| *time)
+    )
+}
+
+/// What is sealed, and what it is bound to.
+const PLAIN: [u8; 1_500] = [b'x'; 1_500];
+const BOUND_TO: &[u8] = &[b'k'; 200];
