@@ -103,7 +103,7 @@ fn cell(
     });
     // Their connections end with the tasks; the next cell should not find them half closed.
     drop(callers);
-    runtime.block_on(tokio::time::sleep(Duration::from_millis(50)));
+    runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
     rounds
 }
 
