@@ -29,6 +29,9 @@ use tokio::runtime::Runtime;
 use upstream::Upstream;
 
 const CONCURRENCY: [usize; 3] = [1, 16, 64];
+/// Requests of a burst, and how many there are of each lane.
+const BURST: usize = 64;
+const BURSTS: usize = 9;
 
 /// What one subject did in one round.
 #[derive(Clone, Copy, Debug, Default)]
@@ -75,11 +78,33 @@ fn main() {
         true => runtime.block_on(Upstream::real()),
         false => Upstream::loopback(),
     };
-    for (what, path) in upstream.paths() {
+    let paths = upstream.paths();
+    burst(&runtime, &mut upstream, paths[0].1);
+    for (what, path) in paths {
         for concurrency in CONCURRENCY {
             let rounds = cell(&runtime, &mut upstream, path, concurrency, &options);
             print(&upstream, what, concurrency, &rounds);
         }
+    }
+}
+
+/// The first requests of all, at once: how long until the last one is answered over a pool without connections?
+fn burst(runtime: &Runtime, upstream: &mut Upstream, path: &'static str) {
+    const LANES: [Subject; 2] = [Subject::LaneHttp1, Subject::LaneHttp2];
+    let rounds: Rounds<Run, 2> = Rounds::run(BURSTS, |lane| {
+        let mut callers = runtime.block_on(Callers::new(LANES[lane], upstream, path, BURST));
+        run(runtime, upstream, &mut callers, Duration::ZERO)
+    });
+    for (index, lane) in LANES.iter().enumerate() {
+        let median = |value: fn(&Run) -> f64| rounds.median(index, value);
+        let figure = format!(
+            "{:.1} ms, {:.0} connections, server CPU {:.0} µs per request",
+            median(|run| 1e3 * run.requests / run.per_second),
+            median(|run| run.connections),
+            median(|run| run.server_cpu),
+        );
+        let what = format!("{lane:?}, {}, first {BURST} at once", upstream.name());
+        report(2, &what, &figure, "");
     }
 }
 
@@ -130,7 +155,7 @@ fn run(runtime: &Runtime, upstream: &mut Upstream, callers: &mut Callers, span: 
     }
 }
 
-/// Every caller in a task of its own, one request after the other.
+/// Every caller in a task of its own, one request after the other, at least one.
 fn load<C: Caller>(runtime: &Runtime, callers: &mut Vec<C>, span: Duration) -> Vec<Duration> {
     let tasks: Vec<_> = callers
         .drain(..)
@@ -140,11 +165,11 @@ fn load<C: Caller>(runtime: &Runtime, callers: &mut Vec<C>, span: Duration) -> V
                 let end = Instant::now() + span;
                 loop {
                     let start = Instant::now();
-                    if start >= end {
-                        return (caller, times);
-                    }
                     caller.get().await;
                     times.push(start.elapsed());
+                    if Instant::now() >= end {
+                        return (caller, times);
+                    }
                 }
             })
         })

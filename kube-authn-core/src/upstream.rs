@@ -3,9 +3,9 @@
 //! ```text
 //! ClusterDetails ── stamp ──► Upstream      one hash; the key below is only compared when a cluster is new
 //!                 └─ key ───► transport     server, CA, skip flag, client certificate: nothing else may share one
-//!                               ├─ HTTP/2, short calls      up to 80 streams, then the next connection
-//!                               ├─ HTTP/2, long streams     watches and log follows, apart from short calls
-//!                               └─ HTTP/1.1                 upgrades, `http://`, servers without h2, or by choice
+//!                               ├─ HTTP/1.1                 short calls, upgrades, `http://`, servers without h2
+//!                               ├─ HTTP/2, long streams     watches and log follows; 80, then the next connection
+//!                               └─ HTTP/2, short calls      by choice ([`Lane`]), apart from the long streams
 //! ```
 
 use std::{
@@ -76,8 +76,11 @@ struct Cold {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Lane {
-    /// Many requests on one connection; HTTP/1.1 if the API server does not speak HTTP/2.
+    /// Short calls as [`Lane::Http1`], requests that stay open (watches, log follows) as [`Lane::Http2`]: each the way
+    /// that costs less.
     #[default]
+    Mixed,
+    /// Many requests on one connection; HTTP/1.1 if the API server does not speak HTTP/2.
     Http2,
     /// One request at a time on a connection, with a pool of idle ones.
     Http1,
@@ -261,12 +264,12 @@ impl Upstream {
         let answer = match way {
             // Cut off as well: a call that waits for a connection must not leave after the logout.
             Way::Short => {
-                let call = cut_off(&cut, transport.plain(request, &transport.short));
+                let call = cut_off(&cut, transport.plain(request, way));
                 tokio::time::timeout(transport.head_timeout, call)
                     .await
                     .unwrap_or(Err(Failure::HeadTimeout(transport.head_timeout)))
             }
-            Way::Long => cut_off(&cut, transport.plain(request, &transport.long)).await,
+            Way::Long => cut_off(&cut, transport.plain(request, way)).await,
             Way::Upgrade => cut_off(&cut, transport.upgrade(request, cut.clone())).await,
         };
         let (response, lease) = answer?;
@@ -287,17 +290,26 @@ impl Upstream {
 type Answer = Result<(Response<hyper::body::Incoming>, Lease), Failure>;
 
 impl Transport {
-    async fn plain(&self, request: Request<Body>, lane: &Http2Lane) -> Answer {
-        let request = if self.lane == Lane::Http2 && self.connector.is_tls() {
-            match lane.send(request).await? {
+    async fn plain(&self, request: Request<Body>, way: Way) -> Answer {
+        let request = match self.http2(way) {
+            Some(lane) => match lane.send(request).await? {
                 Sent::Answer(response, slot) => return Ok((response, Lease::Http2(slot))),
                 Sent::UseHttp1(request) => request,
-            }
-        } else {
-            request
+            },
+            None => request,
         };
         let (response, loan) = self.http1.send(request).await?;
         Ok((response, Lease::Http1(loan)))
+    }
+
+    /// The lane of h2 for this kind of request, if it is to take one.
+    fn http2(&self, way: Way) -> Option<&Http2Lane> {
+        let lane = match (self.lane, way) {
+            (Lane::Http2, Way::Short) => &self.short,
+            (Lane::Http2 | Lane::Mixed, Way::Long) => &self.long,
+            (Lane::Http1, _) | (Lane::Mixed, Way::Short) | (_, Way::Upgrade) => return None,
+        };
+        self.connector.is_tls().then_some(lane)
     }
 
     async fn upgrade(&self, request: Request<Body>, cut: Cut) -> Answer {

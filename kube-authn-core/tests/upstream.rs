@@ -79,6 +79,21 @@ async fn both_lanes_reach_the_api_server() {
 }
 
 #[tokio::test]
+async fn short_calls_take_http1_and_what_stays_open_takes_http2_by_default() {
+    let ca = Ca::new();
+    let server = Server::start(ca.server(&[H2, H1]), echo_identity).await;
+    let (access, request) = one(cluster("a", &server, &ca), Lane::default());
+
+    for uri in ["/api/v1/pods", "/api/v1/pods?watch=true"] {
+        let response = access.send(&request, get(uri)).await.expect("an answer");
+        read(response).await.expect("a body");
+    }
+
+    let versions: Vec<_> = server.seen().iter().map(|seen| seen.version).collect();
+    assert_eq!(versions, [http::Version::HTTP_11, http::Version::HTTP_2]);
+}
+
+#[tokio::test]
 async fn server_without_http2_is_reached_over_http1() {
     let ca = Ca::new();
     for tls in [ca.server(&[H1]), ca.server(&[]), None] {

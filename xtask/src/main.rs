@@ -5,6 +5,7 @@
     reason = "the doors are those of the crates, not of what tests them"
 )]
 
+mod bench;
 mod features;
 mod shell;
 mod test;
@@ -51,11 +52,6 @@ A real API server with RBAC and audit log, a node, and two OpenID Connect issuer
 127.0.0.1. `up` returns when it is ready and prints its URLs, kubeconfig and users; it
 stays until `down`.";
 
-const BENCH: &str = "\
-Usage: cargo xtask bench [ARGUMENTS]
-
-Runs the benches; ARGUMENTS go to `cargo bench`, for example `--bench NAME`.";
-
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let (command, rest) = match arguments.split_first() {
@@ -71,11 +67,11 @@ fn main() -> ExitCode {
         "demo" if help => print(DEMO),
         "test" if help => print(test::HELP),
         "cluster" if help => print(CLUSTER),
-        "bench" if help => print(BENCH),
+        "bench" if help => print(bench::HELP),
         "demo" => demo(rest),
         "test" => test::run(rest),
         "cluster" => cluster(rest),
-        "bench" => bench(rest),
+        "bench" => bench::run(rest),
         unknown => return usage(&format!("no such command: {unknown}"), HELP),
     };
     match outcome {
@@ -129,12 +125,6 @@ fn cluster(arguments: &[String]) -> Outcome {
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     run(test_cluster(&arguments))
-}
-
-fn bench(arguments: &[String]) -> Outcome {
-    let mut command = cargo(&["bench", "--package", "kube-authn-benches"]);
-    command.args(arguments);
-    run(command)
 }
 
 /// Apart from its run, so that the minutes of a first build are seen.
