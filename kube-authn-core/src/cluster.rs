@@ -28,6 +28,8 @@ pub struct ClusterDetails(Arc<Inner>);
 struct Inner {
     stamp: ClusterStamp,
     content: Content,
+    /// Apart from what is compared: two spellings of a URL are one server.
+    url: String,
     upstream_key: UpstreamKey,
 }
 
@@ -36,7 +38,6 @@ struct Inner {
 struct Content {
     name: ClusterName,
     title: Option<String>,
-    url: String,
     server: ServerUrl,
     trust: TlsTrust,
     auth_provider: String,
@@ -135,7 +136,7 @@ impl ClusterDetails {
 
     /// The API server's URL letter by letter as it was configured, for showing it.
     pub fn url(&self) -> &str {
-        &self.0.content.url
+        &self.0.url
     }
 
     /// The API server's base URL.
@@ -203,15 +204,16 @@ impl ClusterDetails {
     ///
     /// This is how a cluster without address of its own, such as the one that a pod runs in, gets its real one.
     pub fn with_server(&self, server: ServerUrl, trust: TlsTrust) -> Self {
-        Self::from_content(Content {
-            url: server.to_string(),
+        let url = server.to_string();
+        let content = Content {
             server,
             trust,
             ..self.0.content.clone()
-        })
+        };
+        Self::from_content(content, url)
     }
 
-    fn from_content(content: Content) -> Self {
+    fn from_content(content: Content, url: String) -> Self {
         let upstream_key = UpstreamKey {
             origin: content.server.origin().into(),
             trust: content.trust.clone(),
@@ -219,6 +221,7 @@ impl ClusterDetails {
         Self(Arc::new(Inner {
             stamp: ClusterStamp::next(),
             content,
+            url,
             upstream_key,
         }))
     }

@@ -149,10 +149,9 @@ impl ClusterBuilder {
 
         match (name, server, ca) {
             (Some(name), Some(server), Some(ca)) if problems.is_empty() => {
-                Ok(ClusterDetails::from_content(Content {
+                let content = Content {
                     name,
                     title: self.title,
-                    url: self.server,
                     server,
                     trust: match self.skip_tls_verify {
                         true => TlsTrust::dangerously_skip_verify(ca),
@@ -165,7 +164,8 @@ impl ClusterBuilder {
                     dashboard: self.dashboard,
                     custom_resources: self.custom_resources,
                     insecure_user_credentials: self.insecure_user_credentials,
-                }))
+                };
+                Ok(ClusterDetails::from_content(content, self.server))
             }
             _ => Err(InvalidCluster {
                 name: self.name,
