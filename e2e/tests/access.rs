@@ -17,12 +17,13 @@ use kube::{
 use kube_authn_core::{ErrorKind, RequestAuth, Secret};
 use kube_authn_e2e::{Options, TestCluster, fixtures};
 use serde_json::{Value, json};
-use support::{relay::Relay, *};
+use support::{log::Log, relay::Relay, *};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     sync::OnceCell,
 };
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Shared by the tests of this file, with short logins that can be used for some seconds.
 async fn cluster() -> &'static TestCluster {
@@ -250,7 +251,7 @@ async fn connections_never_grow_with_users() {
 }
 
 #[tokio::test]
-async fn audit_id_of_the_answer_is_that_of_the_audit_log_and_never_the_callers() {
+async fn audit_id_is_the_same_in_our_log_the_answer_and_the_audit_log_and_never_the_callers() {
     let cluster = cluster().await;
     let portal = Portal::new(cluster).await;
     let (alice, _) = portal.sign_in("alice").await;
@@ -258,11 +259,19 @@ async fn audit_id_of_the_answer_is_that_of_the_audit_log_and_never_the_callers()
     let mut http = get("/api/v1/namespaces/team-a/pods?limit=7");
     http.headers_mut().insert("audit-id", forged.parse().unwrap());
 
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+        .with_ansi(false)
+        .with_writer(log.clone());
+    let listening = subscriber.set_default();
     let first = portal.send(&alice, http).await.unwrap();
     let second = portal
         .send(&alice, get("/api/v1/namespaces/team-a/pods?limit=8"))
         .await
         .unwrap();
+
+    drop(listening);
 
     let ids = [&first, &second].map(|answer| answer.headers()["audit-id"].to_str().unwrap().to_owned());
     for (id, limit) in ids.iter().zip(["limit=7", "limit=8"]) {
@@ -272,6 +281,12 @@ async fn audit_id_of_the_answer_is_that_of_the_audit_log_and_never_the_callers()
             .unwrap();
         assert_eq!(event["user"]["username"], "alice@example.com");
         assert!(event["requestURI"].as_str().unwrap().ends_with(limit), "{event}");
+        let log = log.text();
+        let line = log.lines().find(|line| line.contains(id)).unwrap();
+        assert!(
+            line.contains("user:default/alice") && line.contains(OPENPORTAL),
+            "{line}"
+        );
     }
     assert_ne!(ids[0], ids[1]);
     assert!(ids.iter().all(|id| id != forged), "{ids:?}");

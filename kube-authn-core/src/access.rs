@@ -127,7 +127,7 @@ impl ClusterAccess {
         let mut outgoing = Outgoing::new(http, cluster)?;
 
         let credential = self.credential(request).await?;
-        let answer = self.attempt(cluster, &credential, &mut outgoing).await?;
+        let answer = self.attempt(request, &credential, &mut outgoing).await?;
         if answer.status() != StatusCode::UNAUTHORIZED || !outgoing.is_replayable() {
             return Ok(answer);
         }
@@ -139,7 +139,7 @@ impl ClusterAccess {
         match self.credential(request).await {
             Ok(renewed) if renewed.generation() != credential.generation() => {
                 drop(answer);
-                self.attempt(cluster, &renewed, &mut outgoing).await
+                self.attempt(request, &renewed, &mut outgoing).await
             }
             Ok(_) | Err(_) => Ok(answer),
         }
@@ -148,17 +148,18 @@ impl ClusterAccess {
     /// Sends with this credential; once more if the API server surely did nothing with the request.
     async fn attempt(
         &self,
-        cluster: &ClusterDetails,
+        request: &CredentialRequest,
         credential: &Credential,
         outgoing: &mut Outgoing,
     ) -> Result<Response<ResponseBody>> {
+        let cluster = &request.cluster;
         let upstream = self
             .0
             .pool
             .of_identity(cluster, credential.client_certificate())?;
         let cut = Cut::of(credential, self.0.stream_grace, self.0.clock.clone());
         let mut sent = upstream
-            .send(outgoing.next(credential)?, outgoing.way, cut.clone())
+            .send(outgoing.next(request, credential)?, outgoing.way, cut.clone())
             .await;
         if let Err(failure) = &sent
             && failure.may_replay(outgoing.method())
@@ -166,7 +167,9 @@ impl ClusterAccess {
             // The first try may have taken longer than the credential lived.
             && credential.usable(self.0.clock.now())
         {
-            sent = upstream.send(outgoing.next(credential)?, outgoing.way, cut).await;
+            sent = upstream
+                .send(outgoing.next(request, credential)?, outgoing.way, cut)
+                .await;
         }
         let mut response = sent.map_err(|failure| failure.into_error(cluster))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {

@@ -6,6 +6,7 @@
     reason = "the doors are those of the crates, not of what tests them"
 )]
 
+pub(crate) mod log;
 pub(crate) mod relay;
 
 use std::{

@@ -1,9 +1,10 @@
 //! What leaves for the API server: target, header lines, body.
 
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, request::Parts, uri::PathAndQuery};
+use tracing::debug;
 
 use crate::{
-    ClusterDetails, Credential, Error, ErrorKind, Result,
+    ClusterDetails, Credential, CredentialRequest, Error, ErrorKind, Result,
     upstream::{Body, Way},
 };
 
@@ -47,8 +48,12 @@ impl Outgoing {
     }
 
     /// The request with this credential's header lines and an audit ID of its own: an API server that sees one twice
-    /// would write one event over the other.
-    pub(super) fn next(&mut self, credential: &Credential) -> Result<Request<Body>> {
+    /// would write one event over the other. The log line names it, so that the two logs can be joined.
+    pub(super) fn next(
+        &mut self,
+        on_behalf: &CredentialRequest,
+        credential: &Credential,
+    ) -> Result<Request<Body>> {
         let body = self.body.take().unwrap_or_else(Body::empty);
         self.body = body.try_clone();
         let mut request = Request::new(body);
@@ -59,7 +64,16 @@ impl Outgoing {
             false => std::mem::take(&mut self.head.headers),
         };
         credential.apply(request.headers_mut());
-        request.headers_mut().insert(AUDIT_ID, audit_id()?);
+        let audit_id = audit_id()?;
+        debug!(
+            ?audit_id,
+            cluster = on_behalf.cluster.name().as_str(),
+            principal = %on_behalf.principal,
+            method = request.method().as_str(),
+            path = request.uri().path(),
+            "to the API server"
+        );
+        request.headers_mut().insert(AUDIT_ID, audit_id);
         Ok(request)
     }
 
