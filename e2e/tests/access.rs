@@ -205,7 +205,7 @@ async fn open_watches_delay_no_short_call() {
     println!("lists alone {alone:?}, beside {WATCHES} watches {beside:?}, {connections} connections");
     assert!(
         beside.median < alone.median * 5 + Duration::from_millis(50)
-            && beside.longest < Duration::from_secs(1),
+            && beside.longest < Duration::from_secs(2),
         "{alone:?} alone, {beside:?} beside {WATCHES} watches"
     );
     // 80 streams and no more go on one connection.
@@ -489,4 +489,4 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const WATCHES: usize = 150;
 const USERS: usize = 50;
 /// A token is sent until half a minute before its end.
-const SHORT_LIFE: Duration = Duration::from_secs(38);
+const SHORT_LIFE: Duration = Duration::from_secs(42);
