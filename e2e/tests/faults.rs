@@ -7,10 +7,20 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use kube::api::{AttachParams, ListParams};
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use kube::{
+    Api, Client,
+    api::{AttachParams, ListParams, PostParams},
+};
 use kube_authn_core::ErrorKind;
 use kube_authn_e2e::{Authority, Options, TestCluster};
 use serde_json::json;
@@ -48,6 +58,68 @@ async fn requests_carry_on_after_a_restart_of_the_api_server() {
     );
     assert!(ours(&down).is_retryable());
     assert_eq!(before.items.len(), after.items.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_under_load_never_gives_one_persons_answer_to_another() {
+    let mut cluster = cluster().await;
+    let portal = Portal::new(&cluster).await;
+    let over = Arc::new(AtomicBool::new(false));
+    let mut people = Vec::new();
+    for name in ["alice", "bob", "carol", "dave", "erin", "frank"] {
+        let (principal, _) = portal.sign_in(name).await;
+        let client = portal.access.client(&principal, OPENPORTAL).await.unwrap();
+        people.push(tokio::spawn(asks_who_it_is(
+            client,
+            format!("{name}@example.com"),
+            over.clone(),
+        )));
+    }
+
+    cluster.restart_api_server().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    over.store(true, Ordering::SeqCst);
+
+    let mut failures = 0;
+    for person in people {
+        failures += within(PATIENCE, "the last answer", person).await.unwrap();
+    }
+    assert!(failures > 0, "nobody noticed a restart");
+}
+
+/// Asks on and on, and once more at the end; how often there was no answer.
+async fn asks_who_it_is(client: Client, expected: String, over: Arc<AtomicBool>) -> usize {
+    let reviews: Api<SelfSubjectReview> = Api::all(client);
+    let mut failures = 0;
+    loop {
+        let last = over.load(Ordering::SeqCst);
+        match reviews
+            .create(&PostParams::default(), &SelfSubjectReview::default())
+            .await
+        {
+            Ok(review) => {
+                let user = review.status.and_then(|status| status.user_info).unwrap();
+                assert_eq!(user.username.as_ref(), Some(&expected));
+                if last {
+                    return failures;
+                }
+            }
+            // An API server that starts has yet to fetch the issuer's keys.
+            Err(kube::Error::Api(status)) => {
+                assert!([401, 403, 429, 500, 503].contains(&status.code), "{status:?}")
+            }
+            Err(error) => {
+                let kind = ours(&error).kind();
+                assert!(
+                    matches!(kind, ErrorKind::UpstreamUnreachable | ErrorKind::Timeout),
+                    "{}",
+                    chain(&error)
+                );
+                failures += 1;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]
