@@ -1,6 +1,9 @@
 //! The story on one's own cluster and issuer: one person signs in with a real browser.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
@@ -58,9 +61,17 @@ pub(crate) async fn run(
     let told = tell(arguments, issuer, api_server, ca_pem, &admin, telling).await;
 
     telling.step(format!("Delete namespace {NAMESPACE}"));
-    Api::<Namespace>::all(admin)
-        .delete(NAMESPACE, &DeleteParams::default())
-        .await?;
+    let namespaces = Api::<Namespace>::all(admin);
+    namespaces.delete(NAMESPACE, &DeleteParams::default()).await?;
+    // The next demo may be a second away, and must not meet a namespace that is about to go.
+    let begin = Instant::now();
+    while namespaces.get_opt(NAMESPACE).await?.is_some() {
+        if begin.elapsed() > DELETION_LIMIT {
+            telling.line("it is still being deleted");
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     told
 }
 
@@ -212,5 +223,7 @@ fn pem(der: &[u8]) -> String {
 
 const NAMESPACE: &str = "kube-authn-demo";
 const ROBOT: &str = "portal";
+/// For the namespace controller.
+const DELETION_LIMIT: Duration = Duration::from_secs(60);
 /// For a person to sign in.
 const PATIENCE: Duration = Duration::from_secs(300);
