@@ -237,17 +237,21 @@ async fn connections_never_grow_with_users() {
         whoami(name, principal).await;
     }
     let one_by_one = relay.accepted();
-    join_all(
-        names
-            .iter()
-            .zip(&people)
-            .map(|(name, (principal, _))| whoami(name, principal)),
-    )
-    .await;
-    let at_once = relay.accepted();
+    for _ in 0..3 {
+        stream::iter(names.iter().zip(&people))
+            .map(|(name, (principal, _))| whoami(name, principal))
+            .buffer_unordered(IN_FLIGHT)
+            .collect::<()>()
+            .await;
+    }
+    let in_flight = relay.accepted();
 
     assert_eq!(one_by_one, 1, "{USERS} users one by one");
-    assert!(at_once <= 3, "{at_once} connections for {USERS} users at once");
+    // One that has just answered may not be back in the pool when the next request leaves.
+    assert!(
+        in_flight <= 2 * IN_FLIGHT,
+        "{in_flight} connections for {USERS} users, {IN_FLIGHT} requests in flight"
+    );
 }
 
 #[tokio::test]
@@ -488,5 +492,7 @@ const PODS_OF_TEAM_A: &str = "/api/v1/namespaces/team-a/pods";
 const PATIENCE: Duration = Duration::from_secs(20);
 const WATCHES: usize = 150;
 const USERS: usize = 50;
+/// Requests of all users under way at a time.
+const IN_FLIGHT: usize = 5;
 /// A token is sent until half a minute before its end.
 const SHORT_LIFE: Duration = Duration::from_secs(42);
