@@ -1,0 +1,12 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod caller;
+mod error;
+
+pub use axum;
+
+pub use self::{
+    caller::{Caller, CallerAuthenticator, CallerRequest, Callers},
+    error::{kubernetes_status, token_api_error},
+};
