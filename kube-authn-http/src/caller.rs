@@ -1,10 +1,23 @@
 //! Who is calling: HTTP request → [`Caller`].
 
+mod backstage;
+mod bearer;
+mod header;
+mod oidc;
+
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
+use axum::extract::ConnectInfo;
 use http::{Extensions, HeaderMap};
 use kube_authn_core::{Error, ErrorKind, Principal, Result};
+
+pub use self::{
+    backstage::BackstageCallers,
+    bearer::BearerToken,
+    header::HeaderCallers,
+    oidc::{OidcCallers, PrincipalMapping},
+};
 
 /// An authenticated caller.
 #[derive(Clone, Debug)]
@@ -27,6 +40,18 @@ impl Caller {
             limited: false,
         }
     }
+
+    /// Names the service that calls on the principal's behalf.
+    pub fn with_actor(mut self, actor: Principal) -> Self {
+        self.actor = Some(actor);
+        self
+    }
+
+    /// Says that the credential may only read.
+    pub fn limited(mut self) -> Self {
+        self.limited = true;
+        self
+    }
 }
 
 /// What an authenticator may look at.
@@ -37,6 +62,22 @@ pub struct CallerRequest<'a> {
     pub headers: &'a HeaderMap,
     /// The address of the connection's other end; `None` if the server does not tell (axum's `ConnectInfo`).
     pub peer: Option<SocketAddr>,
+    /// The bearer token in `Authorization`, if there is one.
+    pub bearer: Option<BearerToken<'a>>,
+}
+
+impl<'a> CallerRequest<'a> {
+    /// What these header lines and this peer say.
+    ///
+    /// # Errors
+    /// `CallerUnknown` if `Authorization` stands there twice, or holds something that no bearer token can be.
+    pub fn new(headers: &'a HeaderMap, peer: Option<SocketAddr>) -> Result<Self> {
+        Ok(Self {
+            headers,
+            peer,
+            bearer: BearerToken::of(headers)?,
+        })
+    }
 }
 
 /// Verifies one kind of caller credential.
@@ -49,7 +90,7 @@ pub trait CallerAuthenticator: fmt::Debug + Send + Sync + 'static {
     async fn authenticate(&self, request: &CallerRequest<'_>) -> Result<Option<Caller>>;
 }
 
-/// Authenticators in the order in which they are tried: the first that knows the credential decides.
+/// Authenticators in the order in which they are tried: the first that accepts a credential decides.
 #[derive(Clone, Debug, Default)]
 pub struct Callers(Vec<Arc<dyn CallerAuthenticator>>);
 
@@ -65,15 +106,18 @@ impl Callers {
         self
     }
 
+    /// Whether there is no authenticator, so that every request is refused.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The caller of a request.
     ///
     /// # Errors
     /// `CallerUnknown` if nobody is known by it; else that of the first authenticator that refused.
     pub async fn authenticate(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller> {
-        let peer = extensions
-            .get::<axum::extract::ConnectInfo<SocketAddr>>()
-            .map(|info| info.0);
-        let request = CallerRequest { headers, peer };
+        let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+        let request = CallerRequest::new(headers, peer)?;
         let mut refused = None;
         for authenticator in &self.0 {
             match authenticator.authenticate(&request).await {
@@ -84,6 +128,25 @@ impl Callers {
                 }
             }
         }
-        Err(refused.unwrap_or_else(|| Error::new(ErrorKind::CallerUnknown, "Missing credentials")))
+        let error = refused.unwrap_or_else(|| match request.bearer {
+            Some(_) => Error::new(ErrorKind::CallerUnknown, ILLEGAL_TOKEN),
+            None => Error::new(ErrorKind::CallerUnknown, MISSING_CREDENTIALS),
+        });
+        tracing::debug!(%error, "caller refused");
+        Err(error)
     }
 }
+
+/// A token of a known kind that did not verify; whatever kept us from verifying it is passed on as it is.
+fn illegal(reason: Error) -> Error {
+    match reason.kind() {
+        ErrorKind::TokenRejected | ErrorKind::RequestInvalid => {
+            Error::new(ErrorKind::CallerUnknown, format!("{ILLEGAL_TOKEN}: {reason}")).with_source(reason)
+        }
+        _ => reason,
+    }
+}
+
+// Backstage's own texts.
+const MISSING_CREDENTIALS: &str = "Missing credentials";
+const ILLEGAL_TOKEN: &str = "Illegal token";

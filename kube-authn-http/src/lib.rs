@@ -7,6 +7,9 @@ mod error;
 pub use axum;
 
 pub use self::{
-    caller::{Caller, CallerAuthenticator, CallerRequest, Callers},
+    caller::{
+        BackstageCallers, BearerToken, Caller, CallerAuthenticator, CallerRequest, Callers, HeaderCallers,
+        OidcCallers, PrincipalMapping,
+    },
     error::{kubernetes_status, token_api_error},
 };

@@ -24,6 +24,8 @@ pub struct IssuerClient(Arc<Inner>);
 struct Inner {
     issuer: Issuer,
     transport: Transport,
+    /// What the configuration says in place of a discovery document.
+    fixed: Option<Arc<IssuerMetadata>>,
     metadata: RwLock<Option<(Arc<IssuerMetadata>, Instant)>>,
     /// One fetch at a time, and when the last one failed.
     fetching: Mutex<Option<(Error, Instant)>>,
@@ -33,9 +35,28 @@ struct Inner {
 impl IssuerClient {
     /// An issuer reached over this transport; nothing is fetched yet.
     pub fn new(issuer: Issuer, transport: Transport) -> Self {
+        Self::build(issuer, transport, None)
+    }
+
+    /// An issuer without discovery, whose key set is known to be at this URL; it has no other endpoint.
+    pub fn with_key_set(issuer: Issuer, jwks_uri: Url, transport: Transport) -> Self {
+        let metadata = IssuerMetadata {
+            issuer: issuer.clone(),
+            authorization_endpoint: None,
+            token_endpoint: None,
+            jwks_uri,
+            revocation_endpoint: None,
+            names_issuer_in_answers: false,
+            secret_in_form_only: false,
+        };
+        Self::build(issuer, transport, Some(Arc::new(metadata)))
+    }
+
+    fn build(issuer: Issuer, transport: Transport, fixed: Option<Arc<IssuerMetadata>>) -> Self {
         Self(Arc::new(Inner {
             issuer,
             transport,
+            fixed,
             metadata: RwLock::default(),
             fetching: Mutex::default(),
             keys: KeyCache::default(),
@@ -67,6 +88,9 @@ impl IssuerClient {
     /// `Unavailable` or `Timeout` if the issuer does not answer and never did; `ConfigInvalid` if what answers is not this
     /// issuer or names an endpoint without https.
     pub async fn metadata(&self) -> Result<Arc<IssuerMetadata>> {
+        if let Some(fixed) = &self.0.fixed {
+            return Ok(fixed.clone());
+        }
         if let Some((metadata, fetched)) = self.known()
             && fetched.elapsed() < METADATA_FRESH
         {

@@ -19,5 +19,5 @@ pub use self::{
     exchange::{TokenAnswer, TokenClient},
     login::{LoginVerifier, PostedTokens, VerifiedLogin},
     pkce::CodeVerifier,
-    verify::{IdTokenVerifier, LEEWAY, VerifiedIdToken},
+    verify::{IdTokenVerifier, LEEWAY, TypedToken, UnverifiedToken, VerifiedIdToken},
 };

@@ -20,6 +20,9 @@ use crate::{
 
 pub(crate) mod claims;
 pub(crate) mod jws;
+mod typed;
+
+pub use self::typed::{TypedToken, UnverifiedToken};
 
 /// Verifies tokens of one issuer.
 ///
@@ -248,6 +251,8 @@ impl IdTokenVerifier {
 enum Purpose {
     IdToken,
     AccessToken,
+    /// One with a type of its own, which its reader compares.
+    Other,
 }
 
 /// An ID token that verified, and what it says. `Debug` shows no claim but issuer, client and end.

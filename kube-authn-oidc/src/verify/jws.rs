@@ -86,6 +86,11 @@ impl<'a> Jws<'a> {
         self.algorithm
     }
 
+    /// `typ` of the header.
+    pub(crate) fn typ(&self) -> Option<&str> {
+        self.typ.as_deref()
+    }
+
     /// Whether the header says that this is another kind of token, such as `at+jwt` or `logout+jwt` (RFC 8725 section 3.11).
     pub(crate) fn is_typed_as_another_token(&self) -> bool {
         self.typ.as_deref().is_some_and(|typ| {
