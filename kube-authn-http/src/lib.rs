@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod caller;
+mod cluster_auth;
 mod error;
 
 pub use axum;
@@ -11,5 +12,6 @@ pub use self::{
         BackstageCallers, BearerToken, Caller, CallerAuthenticator, CallerRequest, Callers, HeaderCallers,
         OidcCallers, PrincipalMapping,
     },
-    error::{kubernetes_status, token_api_error},
+    cluster_auth::{ClusterAuth, ClusterLogin, TokenExposure},
+    error::{backstage_error, backstage_fields, kubernetes_status, token_api_error},
 };
