@@ -11,6 +11,7 @@ use crate::{
 };
 
 mod outgoing;
+mod probe;
 
 use outgoing::{Outgoing, strip_hop_by_hop};
 

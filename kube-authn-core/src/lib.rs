@@ -52,7 +52,7 @@ pub use self::transport::{MAX_RESPONSE_BYTES, Transport};
 #[cfg(feature = "upstream")]
 pub use self::{
     access::ClusterAccess,
-    upstream::{Body, BoxError, Lane, ResponseBody, Upstream, UpstreamPool},
+    upstream::{Body, BoxError, ConnectionCount, Lane, ResponseBody, Upstream, UpstreamPool},
 };
 pub use self::{
     audit::AuditEvent,
@@ -76,5 +76,5 @@ pub use self::{
         KeyId, LoginHandle, LoginId, LoginMetadata, RefreshMark, Revision, Token, TokenKey, TokenRecord,
         TokenSet, USABLE_MARGIN, WeakLoginHandle, refresh_margin, usable,
     },
-    vault::{Claim, Login, NewLogin, TokenVault},
+    vault::{Claim, Login, LoginCount, NewLogin, TokenVault},
 };

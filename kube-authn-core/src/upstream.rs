@@ -41,7 +41,7 @@ pub(crate) use cut::Cut;
 pub(crate) use failure::Failure;
 pub(crate) use way::Way;
 
-use connect::Connector;
+use connect::{Connector, Count};
 use http1::Http1Lane;
 use http2::{Http2Lane, Sent};
 use lease::Lease;
@@ -65,6 +65,17 @@ struct Options {
     lane: Lane,
     connect_timeout: Duration,
     head_timeout: Duration,
+    count: Arc<Count>,
+}
+
+/// Connections to API servers, all clusters together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionCount {
+    /// Those that are open now.
+    pub open: u64,
+    /// Those that were ever opened.
+    pub opened: u64,
 }
 
 struct Cold {
@@ -94,6 +105,7 @@ impl UpstreamPool {
             lane: Lane::default(),
             connect_timeout: CONNECT_TIMEOUT,
             head_timeout: HEAD_TIMEOUT,
+            count: Arc::default(),
         })
     }
 
@@ -151,6 +163,15 @@ impl UpstreamPool {
         certificate: &ClientCertificate,
     ) -> Result<Upstream> {
         self.of_identity(cluster, Some(certificate))
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> ConnectionCount {
+        let count = &self.0.options.count;
+        ConnectionCount {
+            open: count.open(),
+            opened: count.opened(),
+        }
     }
 
     pub(crate) fn of_identity(
@@ -239,7 +260,12 @@ impl Upstream {
             return Err(Error::new(ErrorKind::ConfigInvalid, text).with_cluster(cluster.name().as_str()));
         }
         let trust = Trust::new(options.provider.clone(), cluster.trust().clone(), certificate);
-        let connector = Arc::new(Connector::new(cluster.server(), trust, options.connect_timeout)?);
+        let connector = Arc::new(Connector::new(
+            cluster.server(),
+            trust,
+            options.connect_timeout,
+            options.count.clone(),
+        )?);
         let http1 = Http1Lane::new(connector.clone());
         Ok(Self(Arc::new(Transport {
             short: Http2Lane::new(connector.clone(), http1.clone()),

@@ -1,5 +1,6 @@
 //! The only way from tokens to a stored row and back.
 
+mod count;
 mod live;
 mod login;
 mod pin;
@@ -10,13 +11,14 @@ use std::{cmp::Reverse, fmt, sync::Arc};
 
 use jiff::Timestamp;
 
+pub use self::{
+    count::LoginCount,
+    login::{Login, NewLogin},
+    refresh::Claim,
+};
 use self::{
     live::{Admission, LiveLogins},
     row::Extra,
-};
-pub use self::{
-    login::{Login, NewLogin},
-    refresh::Claim,
 };
 use crate::{
     AuditEvent, ClientId, Clock, EntityRef, Error, ErrorKind, Expected, Issuer, LoginMetadata, Result,

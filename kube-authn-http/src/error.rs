@@ -4,7 +4,7 @@ use axum::{
     Json,
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, Method, StatusCode, Uri, header, uri::PathAndQuery};
+use http::{HeaderValue, Method, StatusCode, header};
 use kube_authn_core::{Error, ErrorKind};
 use serde_json::{Value, json};
 
@@ -17,19 +17,9 @@ pub fn token_api_error(title: &str, error: &Error) -> Response {
     answer(error, Json(body))
 }
 
-/// A refusal of a route that Backstage has too, in Backstage's shape: `{"error","request","response"}`.
-pub fn backstage_error(error: &Error, method: &Method, uri: &Uri) -> Response {
-    answer(error, Json(backstage_fields(error, method, uri)))
-}
-
-/// What Backstage's error body holds; the proxy puts it beside a `Status` object.
-pub fn backstage_fields(error: &Error, method: &Method, uri: &Uri) -> Value {
-    let status = error.kind().status();
-    json!({
-        "error": { "name": backstage_name(status), "message": error.to_string() },
-        "request": { "method": method.as_str(), "url": uri.path_and_query().map_or("/", PathAndQuery::as_str) },
-        "response": { "statusCode": status },
-    })
+/// A refusal of a route that Backstage has too, in Backstage's shape.
+pub(crate) fn backstage_refusal(error: &Error, method: &Method, url: &str) -> Response {
+    answer(error, Json(backstage_error(error, method, url)))
 }
 
 /// A refusal of the Kubernetes proxy: a `Status` object, so that `kubectl` prints it; `extra` is added at its top.
@@ -57,6 +47,25 @@ pub fn kubernetes_status(error: &Error, extra: &Value) -> Response {
     response
 }
 
+/// What Backstage's client reads of a refusal, to be put beside a `Status`; `url` without query.
+pub(crate) fn backstage_error(error: &Error, method: &Method, url: &str) -> Value {
+    let status = status(error).as_u16();
+    let name = match status {
+        400 => "InputError",
+        401 => "AuthenticationError",
+        403 => "NotAllowedError",
+        404 => "NotFoundError",
+        409 => "ConflictError",
+        503 => "ServiceUnavailableError",
+        _ => "Error",
+    };
+    json!({
+        "error": { "name": name, "message": error.to_string() },
+        "request": { "method": method.as_str(), "url": url },
+        "response": { "statusCode": status },
+    })
+}
+
 fn answer(error: &Error, body: Json<Value>) -> Response {
     let mut response = (status(error), body).into_response();
     let headers = response.headers_mut();
@@ -74,19 +83,6 @@ fn answer(error: &Error, body: Json<Value>) -> Response {
 
 fn status(error: &Error) -> StatusCode {
     StatusCode::from_u16(error.kind().status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-}
-
-/// Names of `@backstage/errors` by the status that they stand for.
-fn backstage_name(status: u16) -> &'static str {
-    match status {
-        400 => "InputError",
-        401 => "AuthenticationError",
-        403 => "NotAllowedError",
-        404 => "NotFoundError",
-        409 => "ConflictError",
-        503 => "ServiceUnavailableError",
-        _ => "Error",
-    }
 }
 
 /// `metav1.StatusReason` of the codes that we answer with.

@@ -3,7 +3,13 @@
 
 mod caller;
 mod cluster_auth;
+mod clusters;
 mod error;
+mod health;
+mod metrics;
+
+use axum::Router;
+use kube_authn_core::ClusterAccess;
 
 pub use axum;
 
@@ -13,5 +19,36 @@ pub use self::{
         OidcCallers, PrincipalMapping,
     },
     cluster_auth::{ClusterAuth, ClusterLogin, TokenExposure},
-    error::{backstage_error, backstage_fields, kubernetes_status, token_api_error},
+    clusters::clusters,
+    error::{kubernetes_status, token_api_error},
+    health::Health,
+    metrics::{Metrics, count_request, record_credential},
 };
+
+/// All routes of the family but the Kubernetes proxy's.
+///
+/// | route | for whom |
+/// |---|---|
+/// | `POST`, `DELETE /api/cluster-auth/tokens`, `GET /api/cluster-auth/status`, `GET /api/cluster-auth/token` | users |
+/// | `GET /api/kubernetes/clusters` | every known caller |
+/// | `GET /healthz`, `GET /readyz`, `GET /metrics` | anybody |
+///
+/// `cluster_auth` is `None` where no cluster takes logins, `metrics` where the program has a page of its own.
+pub fn router(
+    access: &ClusterAccess,
+    callers: &Callers,
+    cluster_auth: Option<ClusterAuth>,
+    health: Health,
+    metrics: Option<Metrics>,
+) -> Router {
+    let mut router = Router::new()
+        .merge(clusters(access.clone(), callers.clone()))
+        .merge(health.router());
+    if let Some(metrics) = metrics {
+        router = router.merge(metrics.router());
+    }
+    if let Some(cluster_auth) = cluster_auth {
+        router = router.nest("/api/cluster-auth", cluster_auth.router(callers.clone()));
+    }
+    router
+}

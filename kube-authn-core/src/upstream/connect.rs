@@ -4,7 +4,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -31,6 +34,7 @@ pub(crate) struct Connector {
     /// `None` for `http://`.
     tls: Option<(ServerName<'static>, Arc<Trust>)>,
     timeout: Duration,
+    count: Arc<Count>,
 }
 
 /// Which protocols a connection may end up with.
@@ -52,7 +56,12 @@ pub(crate) struct Connected {
 impl Connector {
     /// # Errors
     /// `ConfigInvalid` if the host can stand in no certificate.
-    pub(crate) fn new(server: &ServerUrl, trust: Arc<Trust>, timeout: Duration) -> Result<Self> {
+    pub(crate) fn new(
+        server: &ServerUrl,
+        trust: Arc<Trust>,
+        timeout: Duration,
+        count: Arc<Count>,
+    ) -> Result<Self> {
         let host = server.host().to_owned();
         let tls = match server.is_https() {
             false => None,
@@ -72,6 +81,7 @@ impl Connector {
             port: server.port(),
             tls,
             timeout,
+            count,
         })
     }
 
@@ -111,7 +121,7 @@ impl Connector {
         let Some((name, trust)) = &self.tls else {
             let stream = self.dial(deadline).await?;
             return Ok(Connected {
-                stream: Stream::Plain(stream),
+                stream: self.count.counted(Io::Plain(stream)),
                 http2: false,
                 epoch: 0,
             });
@@ -124,7 +134,7 @@ impl Connector {
             .map_err(Failure::connect)?;
         let http2 = tls.get_ref().1.alpn_protocol() == Some(HTTP2);
         Ok(Connected {
-            stream: Stream::Tls(Box::new(tls)),
+            stream: self.count.counted(Io::Tls(Box::new(tls))),
             http2,
             epoch: settings.epoch,
         })
@@ -169,10 +179,47 @@ fn config(settings: &Settings, offer: Offer) -> Arc<ClientConfig> {
     }
 }
 
-/// TCP with or without TLS.
-pub(crate) enum Stream {
+/// How many connections there are to all API servers.
+#[derive(Debug, Default)]
+pub(crate) struct Count {
+    open: AtomicU64,
+    opened: AtomicU64,
+}
+
+impl Count {
+    pub(crate) fn open(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn opened(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    fn counted(self: &Arc<Self>, io: Io) -> Stream {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        Stream {
+            io,
+            count: self.clone(),
+        }
+    }
+}
+
+/// TCP with or without TLS, counted until it is dropped.
+pub(crate) struct Stream {
+    io: Io,
+    count: Arc<Count>,
+}
+
+enum Io {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.count.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl AsyncRead for Stream {
@@ -181,39 +228,39 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Io::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Io::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Io::Tls(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Io::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
+        match &self.io {
+            Io::Plain(stream) => stream.is_write_vectored(),
+            Io::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -222,9 +269,9 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
+            Io::Tls(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
         }
     }
 }
