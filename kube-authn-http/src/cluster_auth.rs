@@ -24,6 +24,7 @@ use kube_authn_core::{
 };
 use kube_authn_oidc::TokenClient;
 
+pub(crate) use self::answer::no_route;
 pub use self::login::ClusterLogin;
 use self::{
     answer::{ClusterState, Deleted, ExposedToken, Refusal, Status, Stored, instant},
@@ -97,7 +98,7 @@ impl ClusterAuth {
             .route("/status", get(get_status))
             .route("/token", get(get_token))
             .method_not_allowed_fallback(answer::method_not_allowed)
-            .fallback(answer::not_found)
+            .fallback(no_route)
             .with_state(Api { auth: self, callers })
             .layer(middleware::map_response(no_store))
     }

@@ -8,7 +8,7 @@ mod error;
 mod health;
 mod metrics;
 
-use axum::Router;
+use axum::{Router, routing::any};
 use kube_authn_core::ClusterAccess;
 
 pub use axum;
@@ -48,7 +48,10 @@ pub fn router(
         router = router.merge(metrics.router());
     }
     if let Some(cluster_auth) = cluster_auth {
-        router = router.nest("/api/cluster-auth", cluster_auth.router(callers.clone()));
+        router = router
+            .nest("/api/cluster-auth", cluster_auth.router(callers.clone()))
+            // The one path below it that nesting leaves out.
+            .route("/api/cluster-auth/", any(cluster_auth::no_route));
     }
     router
 }

@@ -152,12 +152,9 @@ impl IntoResponse for Refusal {
     }
 }
 
-pub(super) async fn not_found() -> Refusal {
-    Error::new(
-        ErrorKind::ClusterUnknown,
-        "there is no such route in the token API",
-    )
-    .into()
+pub(crate) async fn no_route() -> Response {
+    let text = "there is no such route in the token API";
+    Refusal::from(Error::new(ErrorKind::ClusterUnknown, text)).into_response()
 }
 
 pub(super) async fn method_not_allowed() -> Refusal {
