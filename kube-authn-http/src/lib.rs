@@ -7,8 +7,9 @@ mod clusters;
 mod error;
 mod health;
 mod metrics;
+mod trace;
 
-use axum::{Router, routing::any};
+use axum::{Router, middleware, routing::any};
 use kube_authn_core::ClusterAccess;
 
 pub use axum;
@@ -41,17 +42,18 @@ pub fn router(
     health: Health,
     metrics: Option<Metrics>,
 ) -> Router {
-    let mut router = Router::new()
-        .merge(clusters(access.clone(), callers.clone()))
-        .merge(health.router());
-    if let Some(metrics) = metrics {
-        router = router.merge(metrics.router());
-    }
+    let mut router = clusters(access.clone(), callers.clone());
     if let Some(cluster_auth) = cluster_auth {
         router = router
             .nest("/api/cluster-auth", cluster_auth.router(callers.clone()))
             // The one path below it that nesting leaves out.
             .route("/api/cluster-auth/", any(cluster_auth::no_route));
     }
-    router
+    router = router
+        .layer(middleware::from_fn(trace::in_span))
+        .merge(health.router());
+    match metrics {
+        Some(metrics) => router.merge(metrics.router()),
+        None => router,
+    }
 }

@@ -1,4 +1,9 @@
 //! What holds for every answer, whichever route it comes from.
+#![allow(
+    clippy::expect_used,
+    clippy::needless_pass_by_value,
+    reason = "helpers of tests are tests"
+)]
 
 mod support;
 

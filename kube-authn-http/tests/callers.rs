@@ -1,4 +1,9 @@
 //! Who is calling: tokens of a loopback portal and a loopback issuer.
+#![allow(
+    clippy::expect_used,
+    clippy::needless_pass_by_value,
+    reason = "helpers of tests are tests"
+)]
 
 mod support;
 

@@ -1,4 +1,9 @@
 //! The token API, request by request.
+#![allow(
+    clippy::expect_used,
+    clippy::needless_pass_by_value,
+    reason = "helpers of tests are tests"
+)]
 
 mod support;
 
