@@ -4,7 +4,7 @@ use http::Request;
 
 use super::{ClusterAccess, Outgoing};
 use crate::{
-    ClusterDetails, Credential, Error, ErrorKind, Result,
+    ClusterDetails, Credential, CredentialRequest, Error, ErrorKind, Principal, Result,
     upstream::{Body, ConnectionCount},
 };
 
@@ -14,11 +14,12 @@ impl ClusterAccess {
     /// # Errors
     /// `UpstreamUnreachable` or `Timeout` if it does not answer; `ConfigInvalid` if it cannot be asked.
     pub async fn probe(&self, cluster: &ClusterDetails) -> Result<()> {
-        let request = Request::get("/livez").body(Body::empty()).map_err(|source| {
+        let http = Request::get("/livez").body(Body::empty()).map_err(|source| {
             Error::new(ErrorKind::Unexpected, "the probe is no request").with_source(source)
         })?;
-        let mut outgoing = Outgoing::new(request, cluster)?;
-        self.attempt(cluster, &Credential::anonymous(), &mut outgoing)
+        let mut outgoing = Outgoing::new(http, cluster)?;
+        let request = CredentialRequest::new(Principal::anonymous(), cluster.clone());
+        self.attempt(&request, &Credential::anonymous(), &mut outgoing)
             .await
             .map(drop)
     }
