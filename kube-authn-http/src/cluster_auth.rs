@@ -4,9 +4,10 @@
 
 mod answer;
 mod login;
+mod logout;
 mod posted;
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use arc_swap::ArcSwap;
 use axum::{
@@ -20,15 +21,15 @@ use http::{HeaderValue, header::CACHE_CONTROL, request::Parts};
 use jiff::Timestamp;
 use kube_authn_core::{
     AuditEvent, Clock, EntityRef, Error, ErrorKind, Login, PrincipalName, Result, SystemClock,
-    TokenForCluster, TokenKey, TokenVault, usable,
+    TokenForCluster, TokenVault, usable,
 };
-use kube_authn_oidc::TokenClient;
 
 pub(crate) use self::answer::no_route;
 pub use self::login::ClusterLogin;
 use self::{
     answer::{ClusterState, Deleted, ExposedToken, Refusal, Status, Stored, instant},
     login::Logins,
+    logout::end_logins,
     posted::PostedBody,
 };
 use crate::caller::{Caller, Callers};
@@ -232,7 +233,8 @@ async fn delete_tokens(State(api): State<Api>, request: Request) -> Result<Json<
         logins.of_cluster(cluster)?;
     }
     // A caller who hangs up does not leave half of the logins behind.
-    let ended = tokio::spawn(async move { api.end_logins(&user, &logins, cluster.as_deref()).await })
+    let vault = api.auth.0.vault.clone();
+    let ended = tokio::spawn(async move { end_logins(&vault, &user, &logins, cluster.as_deref()).await })
         .await
         .map_err(|source| Error::new(ErrorKind::Unexpected, "the logout broke off").with_source(source))??;
     let idempotent = parameter(&parts, "idempotent")?.as_deref() == Some("true");
@@ -245,13 +247,6 @@ async fn delete_tokens(State(api): State<Api>, request: Request) -> Result<Json<
         revoked: ended.revoked,
         clusters: ended.clusters.into_iter().collect(),
     }))
-}
-
-/// What a logout did.
-struct Ended {
-    count: usize,
-    revoked: bool,
-    clusters: BTreeSet<String>,
 }
 
 impl Api {
@@ -293,56 +288,6 @@ impl Api {
         match found {
             Err(error) if error.kind() == ErrorKind::RecordDamaged => Ok(None),
             found => found,
-        }
-    }
-
-    /// Ends all logins of the user, or those behind one cluster: first here, then at the issuer, as far as it is there.
-    async fn end_logins(&self, user: &EntityRef, logins: &Logins, cluster: Option<&str>) -> Result<Ended> {
-        let vault = &self.auth.0.vault;
-        let mut ended = Ended {
-            count: 0,
-            revoked: false,
-            clusters: BTreeSet::new(),
-        };
-        let mut outcomes = Vec::new();
-        for (key, ..) in vault.list(user).await? {
-            let behind = logins.behind(&key);
-            if cluster.is_some_and(|cluster| !behind.iter().any(|login| login.serves(cluster))) {
-                continue;
-            }
-            // What cannot be opened cannot be revoked, but it can be deleted.
-            let stored = vault.load(&key).await.ok().flatten();
-            if !vault.log_out(&key).await? {
-                continue;
-            }
-            ended.count += 1;
-            ended
-                .clusters
-                .extend(behind.iter().flat_map(|login| login.clusters.iter().cloned()));
-            if let Some(stored) = stored.filter(|stored| stored.tokens.refresh_token.is_some()) {
-                outcomes.push(revoke(behind.first().copied(), &key, &stored).await);
-            }
-        }
-        ended.revoked = !outcomes.is_empty() && outcomes.into_iter().all(|revoked| revoked);
-        Ok(ended)
-    }
-}
-
-/// Asks the issuer to forget the refresh token (RFC 7009), and says whether it did.
-async fn revoke(login: Option<&ClusterLogin>, key: &TokenKey, stored: &Login) -> bool {
-    let (Some(login), Some(token)) = (login, &stored.tokens.refresh_token) else {
-        return false;
-    };
-    let client = TokenClient::new(login.verifier.verifier().issuer().clone(), key.client_id.clone());
-    match tokio::time::timeout(REVOCATION_PATIENCE, client.revoke(token)).await {
-        Ok(Ok(revoked)) => revoked,
-        Ok(Err(error)) => {
-            tracing::warn!(issuer = %key.issuer, %error, "the issuer did not revoke a refresh token");
-            false
-        }
-        Err(_) => {
-            tracing::warn!(issuer = %key.issuer, "the issuer is too slow to revoke a refresh token");
-            false
         }
     }
 }
@@ -407,5 +352,3 @@ async fn no_store(mut response: Response) -> Response {
 /// Backstage's own text.
 const NO_SERVICES: &str = "This endpoint does not allow 'service' credentials";
 const GUEST: &str = "guest";
-/// Somebody waits for the answer, and the login is over here whatever the issuer says.
-const REVOCATION_PATIENCE: Duration = Duration::from_secs(5);
