@@ -3,10 +3,11 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use http::{Request, Response, StatusCode};
+use jiff::Timestamp;
 
 use crate::{
-    CachingProvider, Clock, ClusterDetails, Clusters, Credential, CredentialRequest, Error, ErrorKind,
-    Principal, ProviderRegistry, Result, SystemClock,
+    CachingProvider, Clock, ClusterDetails, Clusters, Credential, CredentialRequest, CredentialScope, Error,
+    ErrorKind, KubernetesAuthProvider, Principal, ProviderRegistry, Result, Secret, SystemClock,
     upstream::{Body, Cut, ResponseBody, UpstreamPool},
 };
 
@@ -84,12 +85,16 @@ impl ClusterAccess {
     ///
     /// # Errors
     /// Those of the strategy; `CallerUnknown` if the principal's own authentication has ended; `TokenExpired` or
-    /// `LoginRequired` if the credential is over.
+    /// `LoginRequired` if the credential is over; `Refused` if the caller offers an `Authorization` line of its own where
+    /// the strategy decides on the user.
     pub async fn credential(&self, request: &CredentialRequest) -> Result<Credential> {
         let access = &*self.0;
         let now = access.clock.now();
         if request.principal.expires_at().is_some_and(|end| end <= now) {
             return Err(caller_expired(&request.cluster));
+        }
+        if let Some(line) = request.auth.authorization() {
+            return self.offered(&request.cluster, line, now);
         }
         if let Some(credential) = access.credentials.peek(request)
             && credential.usable(now)
@@ -133,6 +138,11 @@ impl ClusterAccess {
             return Ok(answer);
         }
 
+        // The caller's own line is the only one there is, and nothing cached was refused.
+        if request.auth.authorization().is_some() {
+            return Ok(answer);
+        }
+
         // The API server refused the credential: is there another one?
         if !self.0.credentials.invalidate(request, &credential).await {
             return Ok(answer);
@@ -143,6 +153,26 @@ impl ClusterAccess {
                 self.attempt(request, &renewed, &mut outgoing).await
             }
             Ok(_) | Err(_) => Ok(answer),
+        }
+    }
+
+    /// The line that the caller offers in place of the strategy's credential. It never meets the cache.
+    fn offered(&self, cluster: &ClusterDetails, line: &Secret, now: Timestamp) -> Result<Credential> {
+        let strategy = self.0.credentials.provider().get(cluster)?;
+        if strategy.scope(cluster) == CredentialScope::User {
+            let text = format!(
+                "cluster \"{}\" knows its users by strategy {}: an Authorization of one's own is not taken here",
+                cluster.name(),
+                strategy.name()
+            );
+            return Err(Error::new(ErrorKind::Refused, text)
+                .with_provider(strategy.name())
+                .with_cluster(cluster.name().as_str()));
+        }
+        let credential = Credential::verbatim(line)?;
+        match credential.usable(now) {
+            true => Ok(credential),
+            false => Err(unusable(&credential, cluster)),
         }
     }
 

@@ -1,9 +1,11 @@
 //! Every audit event of the family, its name and its fields, in one place.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use tracing::{info, warn};
 
-use crate::{ClientId, EntityRef, Issuer, Subject};
+use crate::{ClientId, ClusterName, EntityRef, Issuer, Principal, Subject};
 
 /// Something that somebody will want to find in an audit log later. No event carries a token, a claim set or an e-mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +53,25 @@ pub enum AuditEvent<'a> {
         /// Stable code of the reason: `logout`, `invalid_grant`, `purged`.
         reason: &'static str,
     },
+    /// A request came through the Kubernetes proxy, and was answered by the API server or refused by us.
+    Proxied {
+        /// Who asked; `None` if nobody knows.
+        caller: Option<&'a Principal>,
+        /// The service that asked on the caller's behalf.
+        actor: Option<&'a Principal>,
+        /// For which cluster, if one was found.
+        cluster: Option<&'a ClusterName>,
+        /// Method of the request.
+        method: &'a http::Method,
+        /// Path of the request, without query.
+        path: &'a str,
+        /// Status of the answer.
+        status: u16,
+        /// From the request's head to the answer's; a stream may go on for hours.
+        duration: Duration,
+        /// Under which the API server's audit log has it.
+        audit_id: Option<&'a str>,
+    },
     /// A stored row did not open.
     RecordDamaged {
         /// Whose row.
@@ -95,6 +116,28 @@ impl AuditEvent<'_> {
             } => {
                 info!(target: TARGET, event = "login_ended", %principal, %issuer, %client_id, reason);
             }
+            Self::Proxied {
+                caller,
+                actor,
+                cluster,
+                method,
+                path,
+                status,
+                duration,
+                audit_id,
+            } => info!(
+                target: TARGET,
+                event = "proxied",
+                caller = caller.map(tracing::field::display),
+                actor = actor.map(tracing::field::display),
+                cluster = cluster.map(tracing::field::display),
+                %method,
+                // A path that was refused may hold anything.
+                path = %path.escape_debug(),
+                status,
+                duration_us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+                audit_id,
+            ),
             Self::RecordDamaged { principal, issuer } => {
                 warn!(target: TARGET, event = "record_damaged", %principal, %issuer);
             }

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, header};
 use jiff::Timestamp;
 use subtle::ConstantTimeEq;
 
-use crate::{LoginHandle, Result, Secret, secret::BEARER, token::usable};
+use crate::{LoginHandle, Result, Secret, UnverifiedClaims, secret::BEARER, token::usable};
 
 mod client_certificate;
 
@@ -47,6 +47,23 @@ impl Credential {
     /// `TokenRejected` if the token cannot stand in a header.
     pub fn bearer(token: &Secret) -> Result<Self> {
         Ok(Self::build(Some(token.to_bearer()?), None))
+    }
+
+    /// An `Authorization` line that the caller brought, scheme included. A bearer token that is a JWT ends when it says.
+    ///
+    /// # Errors
+    /// `TokenRejected` if the line cannot stand in a header.
+    pub(crate) fn verbatim(line: &Secret) -> Result<Self> {
+        let credential = Self::build(Some(line.to_header()?), None);
+        let end = line
+            .expose()
+            .strip_prefix(BEARER)
+            .and_then(UnverifiedClaims::of)
+            .and_then(|claims| claims.expires_at());
+        Ok(match end {
+            Some(end) => credential.with_expires_at(end),
+            None => credential,
+        })
     }
 
     /// A client certificate. Its connections carry nobody's bearer token: the API server would believe the certificate.

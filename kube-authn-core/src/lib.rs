@@ -52,7 +52,7 @@ pub use self::transport::{MAX_RESPONSE_BYTES, Transport};
 #[cfg(feature = "upstream")]
 pub use self::{
     access::ClusterAccess,
-    upstream::{Body, BoxError, ConnectionCount, Lane, ResponseBody, Upstream, UpstreamPool},
+    upstream::{Body, BoxError, ConnectionCount, Lane, ResponseBody, Upstream, UpstreamPool, Way},
 };
 pub use self::{
     audit::AuditEvent,

@@ -111,7 +111,8 @@ impl<P: KubernetesAuthProvider + ?Sized> KubernetesAuthProvider for Arc<P> {
 pub enum CredentialScope {
     /// The application's own: one per cluster.
     Application,
-    /// The user's: one per principal and cluster.
+    /// The user's: one per principal and cluster. The strategy alone decides who the user is there, so a caller cannot
+    /// put an `Authorization` of its own in its place.
     User,
     /// This request's alone: never cached.
     Request,
@@ -149,7 +150,13 @@ impl CredentialRequest {
 /// Tokens that a caller offers with a request, by strategy or by OIDC token provider. Names are matched without regard
 /// to case, since they may have travelled in header names. Clones share the tokens.
 #[derive(Clone, Debug, Default)]
-pub struct RequestAuth(Option<Arc<Vec<Offered>>>);
+pub struct RequestAuth(Option<Arc<Offers>>);
+
+#[derive(Clone, Debug, Default)]
+struct Offers {
+    tokens: Vec<Offered>,
+    authorization: Option<Secret>,
+}
 
 #[derive(Clone, Debug)]
 struct Offered {
@@ -176,10 +183,32 @@ impl RequestAuth {
     /// Offers an ID token of an OIDC token provider, as `auth.oidc.okta` does; the last one offered counts.
     pub fn with_oidc_token(self, token_provider: impl Into<String>, token: Secret) -> Self {
         self.with(Offered {
-            provider: "oidc".to_owned(),
+            provider: OIDC.to_owned(),
             token_provider: Some(token_provider.into()),
             token,
         })
+    }
+
+    /// Offers a token under what follows `Backstage-Kubernetes-Authorization-` in a header's name: a strategy, or `oidc-`
+    /// and a token provider.
+    pub fn with_header(self, name: &str, token: Secret) -> Self {
+        let prefix = name.get(..OIDC_PREFIX.len()).unwrap_or_default();
+        match prefix.eq_ignore_ascii_case(OIDC_PREFIX) {
+            true => self.with_oidc_token(&name[OIDC_PREFIX.len()..], token),
+            false => self.with_token(name, token),
+        }
+    }
+
+    /// Offers a whole `Authorization` line, scheme included, in place of what the strategy would send. Refused where the
+    /// strategy's scope is [`CredentialScope::User`].
+    pub fn with_authorization(mut self, line: Secret) -> Self {
+        self.offers().authorization = Some(line);
+        self
+    }
+
+    /// The `Authorization` line offered in place of the strategy's.
+    pub fn authorization(&self) -> Option<&Secret> {
+        self.0.as_ref()?.authorization.as_ref()
     }
 
     /// The token offered for a strategy.
@@ -201,17 +230,24 @@ impl RequestAuth {
 
     /// Whether nothing is offered.
     pub fn is_empty(&self) -> bool {
-        self.0.as_ref().is_none_or(|offered| offered.is_empty())
+        self.0
+            .as_ref()
+            .is_none_or(|offers| offers.tokens.is_empty() && offers.authorization.is_none())
     }
 
     fn with(mut self, offered: Offered) -> Self {
-        Arc::make_mut(self.0.get_or_insert_default()).push(offered);
+        self.offers().tokens.push(offered);
         self
+    }
+
+    fn offers(&mut self) -> &mut Offers {
+        Arc::make_mut(self.0.get_or_insert_default())
     }
 
     fn find(&self, wanted: impl Fn(&Offered) -> bool) -> Option<&Secret> {
         self.0
             .as_ref()?
+            .tokens
             .iter()
             .rev()
             .find(|offered| wanted(offered))
@@ -219,9 +255,26 @@ impl RequestAuth {
     }
 }
 
+/// Backstage's key of ID tokens, below which they stand by token provider.
+const OIDC: &str = "oidc";
+const OIDC_PREFIX: &str = "oidc-";
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn header_names_of_offered_tokens_are_split_as_backstage_does() {
+        let auth = RequestAuth::new()
+            .with_header("google", Secret::new("g"))
+            .with_header("OIDC-corp-sso", Secret::new("c"))
+            .with_header("my-own", Secret::new("m"));
+
+        assert_eq!(auth.token("google"), Some(&Secret::new("g")));
+        assert_eq!(auth.oidc_token("corp-sso"), Some(&Secret::new("c")));
+        assert_eq!(auth.token("my-own"), Some(&Secret::new("m")));
+        assert_eq!(auth.authorization(), None);
+    }
 
     #[test]
     fn offered_tokens_are_found_whatever_the_case() {

@@ -58,12 +58,24 @@ impl Secret {
         let mut line = Zeroizing::new(Vec::with_capacity(BEARER.len() + self.0.len()));
         line.extend_from_slice(BEARER);
         line.extend_from_slice(&self.0);
-        let mut value = HeaderValue::from_maybe_shared(zeroed_on_drop(line)).map_err(|source| {
-            Error::new(ErrorKind::TokenRejected, "the token is no header value").with_source(source)
-        })?;
-        value.set_sensitive(true);
-        Ok(value)
+        sensitive(zeroed_on_drop(line))
     }
+
+    /// The bytes as they are as a sensitive header value; shares the zeroing buffer.
+    ///
+    /// # Errors
+    /// `TokenRejected` if a header cannot hold them.
+    pub(crate) fn to_header(&self) -> Result<HeaderValue> {
+        sensitive(self.0.clone())
+    }
+}
+
+fn sensitive(line: Bytes) -> Result<HeaderValue> {
+    let mut value = HeaderValue::from_maybe_shared(line).map_err(|source| {
+        Error::new(ErrorKind::TokenRejected, "the token is no header value").with_source(source)
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 fn zeroed_on_drop(bytes: Zeroizing<Vec<u8>>) -> Bytes {

@@ -39,7 +39,7 @@ mod way;
 pub use body::{Body, BoxError, ResponseBody};
 pub(crate) use cut::Cut;
 pub(crate) use failure::Failure;
-pub(crate) use way::Way;
+pub use way::Way;
 
 use connect::{Connector, Count};
 use http1::Http1Lane;

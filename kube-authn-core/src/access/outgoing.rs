@@ -19,8 +19,8 @@ pub(super) struct Outgoing {
 impl Outgoing {
     /// Everything that doesn't depend on the credential.
     pub(super) fn new(http: Request<Body>, cluster: &ClusterDetails) -> Result<Self> {
-        let way = Way::of(&http);
         let (mut head, body) = http.into_parts();
+        let way = Way::of(&head.uri, &head.headers);
         head.uri = target(&head.method, &head.uri, cluster)?;
         // Extensions steer hyper (and `http::Extensions` of a caller's own may hold anything): none leaves.
         head.extensions.clear();
@@ -156,14 +156,14 @@ fn decoded(path: &str) -> impl Iterator<Item = u8> {
 }
 
 /// Removes what concerns one connection only (RFC 9110 section 7.6.1): h2 forbids it, and hyper frames bodies itself.
+/// `Trailer` stays: it announces fields behind the body, which pass through.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<_> = headers
             .get_all(header::CONNECTION)
             .iter()
-            .filter_map(|line| line.to_str().ok())
-            .flat_map(|line| line.split(','))
-            .filter_map(|name| header::HeaderName::try_from(name.trim()).ok())
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|name| header::HeaderName::from_bytes(name.trim_ascii()).ok())
             .collect();
         for name in named {
             headers.remove(name);
@@ -199,10 +199,9 @@ fn audit_id() -> Result<HeaderValue> {
 /// client's own never gets there.
 const AUDIT_ID: header::HeaderName = header::HeaderName::from_static("audit-id");
 
-const HOP_BY_HOP: [header::HeaderName; 8] = [
+const HOP_BY_HOP: [header::HeaderName; 7] = [
     header::CONNECTION,
     header::TE,
-    header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
     header::PROXY_AUTHENTICATE,

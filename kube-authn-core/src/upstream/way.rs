@@ -1,10 +1,14 @@
 //! Which way a request goes: short call, long stream, or upgrade.
 
-use http::{HeaderMap, Request, header};
+use http::{HeaderMap, Uri, header};
 
-/// What kind of request it is, as far as connections are concerned.
+/// What kind of request it is, as far as connections and deadlines are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+#[allow(
+    clippy::exhaustive_enums,
+    reason = "complete: each has its lane and its deadlines"
+)]
+pub enum Way {
     /// Answered and done.
     Short,
     /// Stays open: a watch, a log that is followed, a stream through the API server to a pod or service.
@@ -14,12 +18,14 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    pub(crate) fn of<B>(request: &Request<B>) -> Self {
-        if is_upgrade(request) {
+    /// The way that [`ClusterAccess::send`](crate::ClusterAccess::send) takes for a request to this path of the API
+    /// server, with these headers.
+    pub fn of(uri: &Uri, headers: &HeaderMap) -> Self {
+        if is_upgrade(headers) {
             return Self::Upgrade;
         }
-        let path = request.uri().path();
-        let query = request.uri().query().unwrap_or_default();
+        let path = uri.path();
+        let query = uri.query().unwrap_or_default();
         match is_true(query, "watch") || is_true(query, "follow") || has_long_segment(path) {
             true => Self::Long,
             false => Self::Short,
@@ -29,8 +35,7 @@ impl Way {
 
 /// `Connection: Upgrade` together with `Upgrade` (RFC 9110 section 7.8), to a protocol of exec, attach and port-forward.
 /// An upgrade to another HTTP is none: requests inside such a tunnel could claim any identity.
-fn is_upgrade<B>(request: &Request<B>) -> bool {
-    let headers = request.headers();
+fn is_upgrade(headers: &HeaderMap) -> bool {
     let mut protocols = options(headers, header::UPGRADE).peekable();
     protocols.peek().is_some()
         && protocols.all(|protocol| TUNNELS.iter().any(|tunnel| protocol.eq_ignore_ascii_case(tunnel)))
@@ -73,7 +78,7 @@ mod tests {
     use super::*;
 
     fn way(uri: &str) -> Way {
-        Way::of(&Request::get(uri).body(()).expect("a request"))
+        Way::of(&uri.parse().expect("a URI"), &HeaderMap::new())
     }
 
     #[test]
@@ -99,10 +104,12 @@ mod tests {
     }
 
     fn upgrading(connection: &str, upgrade: &str) -> Way {
-        let request = Request::get("/exec")
+        let request = http::Request::get("/exec")
             .header("connection", connection)
-            .header("upgrade", upgrade);
-        Way::of(&request.body(()).expect("a request"))
+            .header("upgrade", upgrade)
+            .body(())
+            .expect("a request");
+        Way::of(request.uri(), request.headers())
     }
 
     #[test]
