@@ -7,6 +7,7 @@ mod clusters;
 mod error;
 mod health;
 mod metrics;
+mod proxy;
 mod trace;
 
 use axum::{Router, middleware, routing::any};
@@ -24,6 +25,7 @@ pub use self::{
     error::{kubernetes_status, token_api_error},
     health::Health,
     metrics::{Metrics, count_request, record_credential},
+    proxy::{ProxyState, proxy},
 };
 
 /// All routes of the family but the Kubernetes proxy's.

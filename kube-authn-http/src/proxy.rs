@@ -1,0 +1,235 @@
+//! The Kubernetes proxy: caller → cluster → credential → API server → answer.
+
+use std::time::Duration;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    response::Response,
+    routing::any,
+};
+use http::{HeaderValue, Method, StatusCode, Version, header, request::Parts};
+use hyper::upgrade::OnUpgrade;
+use kube_authn_core::{
+    Body as UpstreamBody, ClusterAccess, ClusterDetails, CredentialRequest, Error, ErrorKind, ResponseBody,
+    Result, Way,
+};
+use tracing::Instrument;
+
+use crate::caller::{Caller, Callers};
+
+mod body;
+mod headers;
+mod path;
+mod record;
+mod tunnel;
+
+use body::Passing;
+use path::Target;
+use record::Record;
+use tunnel::Tunnels;
+
+/// What the proxy works with. Clones share it.
+#[derive(Clone, Debug)]
+pub struct ProxyState {
+    access: ClusterAccess,
+    callers: Callers,
+    idle_timeout: Duration,
+    tunnels: Tunnels,
+}
+
+impl ProxyState {
+    /// Clusters and credentials from this access, for these callers.
+    pub fn new(access: ClusterAccess, callers: Callers) -> Self {
+        Self {
+            access,
+            callers,
+            idle_timeout: IDLE_TIMEOUT,
+            tunnels: Tunnels::default(),
+        }
+    }
+
+    /// Sets for how long either side may stand still in the middle of a body, 60 s by default. Watches, logs that are
+    /// followed, streams through the API server to a pod or service, and upgrades may do so for ever.
+    pub fn with_idle_timeout(mut self, idle_timeout: Duration) -> Self {
+        self.idle_timeout = idle_timeout;
+        self
+    }
+
+    /// How many connections are taken over by exec, attach or port-forward now.
+    pub fn open_tunnels(&self) -> usize {
+        self.tunnels.open()
+    }
+
+    /// Returns when no connection is taken over any more: a server that stops does not see them among its connections.
+    pub async fn tunnels_closed(&self) {
+        self.tunnels.closed().await;
+    }
+}
+
+/// The routes `/api/kubernetes/proxy/*`, where the header `Backstage-Kubernetes-Cluster` names the cluster, and
+/// `/api/kubernetes/clusters/{name}/proxy/*`.
+///
+/// What follows goes to the API server byte for byte, as the caller's own identity there; bodies stream both ways. The
+/// server below must offer upgrades ([`axum::serve`] does; with hyper: `with_upgrades`).
+pub fn proxy(state: ProxyState) -> Router {
+    let mut router = Router::new();
+    for path in ["/api/kubernetes/proxy", "/api/kubernetes/clusters/{name}/proxy"] {
+        router = router
+            .route(path, any(handle))
+            .route(&format!("{path}/"), any(handle))
+            .route(&format!("{path}/{{*path}}"), any(handle));
+    }
+    router.with_state(state)
+}
+
+async fn handle(State(state): State<ProxyState>, request: Request) -> Response {
+    let (mut head, body) = request.into_parts();
+    let mut record = Record::begin(&head);
+    let span = record.span();
+    let answered = async {
+        let asks_upgrade = head.headers.contains_key(header::UPGRADE);
+        let outcome = forward(&state, &mut head, body, &mut record).await;
+        let mut response = outcome.unwrap_or_else(|error| record.refusal(&error));
+        if asks_upgrade
+            && response.status() != StatusCode::SWITCHING_PROTOCOLS
+            && head.version < Version::HTTP_2
+        {
+            // The client may have sent bytes of the other protocol already: they must not be read as requests.
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        record.end(&response);
+        response
+    };
+    answered.instrument(span).await
+}
+
+/// The request path, in the order it runs.
+async fn forward(state: &ProxyState, head: &mut Parts, body: Body, record: &mut Record) -> Result<Response> {
+    let caller = state
+        .callers
+        .authenticate(&head.headers, &head.extensions)
+        .await?;
+    record.caller = Some(caller.clone());
+    if matches!(head.method, Method::CONNECT | Method::TRACE) {
+        let text = format!("the method {} is not offered here", head.method);
+        return Err(Error::new(ErrorKind::RequestInvalid, text));
+    }
+    let target = Target::parse(&head.uri, head.version)?;
+    let told = headers::take(&mut head.headers)?;
+    let cluster = choose(&state.access, target.cluster.or(told.cluster).as_deref())?;
+    record.cluster = Some(cluster.clone());
+
+    let way = Way::of(&target.uri, &head.headers);
+    may_call(&caller, &head.method, way)?;
+    let client = client_side(head, way)?;
+    let limit = (way == Way::Short).then_some(state.idle_timeout);
+
+    let asked = head.headers.clone();
+    let mut request = http::Request::new(UpstreamBody::new(Passing::new(
+        body,
+        limit,
+        headers::clean_trailers,
+        client_stands_still,
+    )));
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = target.uri;
+    *request.headers_mut() = std::mem::take(&mut head.headers);
+    let credential = CredentialRequest::new(caller.principal, cluster).with_auth(told.auth);
+    let answer = state.access.send(&credential, request).await?;
+
+    match (answer.status(), client) {
+        (StatusCode::SWITCHING_PROTOCOLS, Some(client)) => switch(state, client, &asked, answer),
+        (StatusCode::SWITCHING_PROTOCOLS, None) => Err(Error::new(
+            ErrorKind::UpstreamUnreachable,
+            "the API server switched protocols though nobody asked it to",
+        )),
+        _ => Ok(pass_on(answer, limit)),
+    }
+}
+
+/// The cluster of this name, or the only one.
+fn choose(access: &ClusterAccess, name: Option<&str>) -> Result<ClusterDetails> {
+    if let Some(name) = name {
+        return access.clusters().get(name);
+    }
+    let clusters = access.clusters().current();
+    let mut all = clusters.iter();
+    match (all.next(), all.next()) {
+        (Some(only), None) => Ok(only.clone()),
+        (None, _) => Err(Error::new(ErrorKind::ClusterUnknown, "No Clusters configured")),
+        (Some(_), Some(_)) => Err(Error::new(
+            ErrorKind::ClusterUnknown,
+            "Cluster 'undefined' not found: name one in the header Backstage-Kubernetes-Cluster",
+        )),
+    }
+}
+
+/// What a limited token may do: read.
+fn may_call(caller: &Caller, method: &Method, way: Way) -> Result<()> {
+    let reads = matches!(*method, Method::GET | Method::HEAD) && way != Way::Upgrade;
+    match caller.limited && !reads {
+        true => Err(Error::new(
+            ErrorKind::Refused,
+            "a limited user token may only read: call with a full one",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// The client's connection, if the request asks to take it over. Taken before anything is sent: it is of no use later.
+fn client_side(head: &mut Parts, way: Way) -> Result<Option<OnUpgrade>> {
+    let client = head.extensions.remove::<OnUpgrade>();
+    match way {
+        Way::Upgrade if client.is_none() => Err(Error::new(
+            ErrorKind::RequestInvalid,
+            "this connection cannot be taken over: ask for the upgrade over HTTP/1.1",
+        )),
+        Way::Upgrade => Ok(client),
+        Way::Short | Way::Long => Ok(None),
+    }
+}
+
+/// Answers 101; only now may bytes flow.
+fn switch(
+    state: &ProxyState,
+    client: OnUpgrade,
+    asked: &http::HeaderMap,
+    mut answer: http::Response<ResponseBody>,
+) -> Result<Response> {
+    let server = hyper::upgrade::on(&mut answer);
+    let mut lines = tunnel::switched(asked, std::mem::take(answer.headers_mut()))?;
+    headers::clean_answer(&mut lines);
+    state.tunnels.connect(client, server);
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = lines;
+    Ok(response)
+}
+
+/// The API server's answer as it is, whatever its status.
+fn pass_on(answer: http::Response<ResponseBody>, limit: Option<Duration>) -> Response {
+    let (mut answer, body) = answer.into_parts();
+    headers::clean_answer(&mut answer.headers);
+    let body = Passing::new(body, limit, headers::clean_answer, server_stands_still);
+    let mut response = Response::new(Body::new(body));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    response
+}
+
+fn client_stands_still(limit: Duration) -> Error {
+    let text = format!("the body of the request stood still for {limit:?}");
+    Error::new(ErrorKind::RequestInvalid, text)
+}
+
+fn server_stands_still(limit: Duration) -> Error {
+    let text = format!("the API server stood still for {limit:?} in the middle of its answer");
+    Error::new(ErrorKind::Timeout, text)
+}
+
+/// The API server ends what it answers at one go after 60 s itself (`--request-timeout`).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);

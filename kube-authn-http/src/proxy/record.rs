@@ -1,0 +1,71 @@
+//! What is known of a request: for the audit log, and for the words of a refusal.
+
+use axum::response::Response;
+use http::{Method, request::Parts};
+use kube_authn_core::{AuditEvent, ClusterDetails, Error};
+use serde_json::Value;
+use tokio::time::Instant;
+use tracing::{Span, info_span};
+
+use super::path;
+use crate::{
+    caller::Caller,
+    error::{backstage_error, kubernetes_status},
+};
+
+/// One request, from its head to the head of its answer.
+pub(super) struct Record {
+    pub(super) caller: Option<Caller>,
+    pub(super) cluster: Option<ClusterDetails>,
+    method: Method,
+    /// Without query: it may hold anything.
+    path: String,
+    names_cluster: bool,
+    begun: Instant,
+}
+
+impl Record {
+    pub(super) fn begin(head: &Parts) -> Self {
+        Self {
+            caller: None,
+            cluster: None,
+            method: head.method.clone(),
+            path: head.uri.path().to_owned(),
+            names_cluster: path::names_cluster(&head.uri),
+            begun: Instant::now(),
+        }
+    }
+
+    pub(super) fn span(&self) -> Span {
+        info_span!("proxy", request_id = %format_args!("{:016x}", request_id()))
+    }
+
+    /// A `Status`, with Backstage's error added where its client asks.
+    pub(super) fn refusal(&self, error: &Error) -> Response {
+        let extra = match self.names_cluster {
+            true => Value::Null,
+            false => backstage_error(error, &self.method, &self.path),
+        };
+        kubernetes_status(error, &extra)
+    }
+
+    pub(super) fn end(&self, response: &Response) {
+        let audit_id = response.headers().get("audit-id");
+        AuditEvent::Proxied {
+            caller: self.caller.as_ref().map(|caller| &caller.principal),
+            actor: self.caller.as_ref().and_then(|caller| caller.actor.as_ref()),
+            cluster: self.cluster.as_ref().map(ClusterDetails::name),
+            method: &self.method,
+            path: &self.path,
+            status: response.status().as_u16(),
+            duration: self.begun.elapsed(),
+            audit_id: audit_id.and_then(|id| id.to_str().ok()),
+        }
+        .emit();
+    }
+}
+
+/// Random enough to tell requests apart in a log; zero without a source of randomness.
+fn request_id() -> u64 {
+    getrandom::u64().unwrap_or_default()
+}
