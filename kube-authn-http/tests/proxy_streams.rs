@@ -1,0 +1,464 @@
+//! Bodies on their way, and API servers that are slow, silent, broken or lie.
+
+#[path = "support/proxy.rs"]
+mod support;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, StreamBody};
+use kube_authn_core::{CredentialScope, LoginHandle, LoginId};
+use kube_authn_http::{Callers, ProxyState};
+use support::{
+    AnswerBody, ByName, Ca, OK, Proxy, Recorder, Strategy, access, body, cluster, eventually, full,
+    http2_server, json, listen, plain, read_request, status,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Mutex as AsyncMutex,
+};
+
+/// Whoever measures memory is alone.
+static ALONE: AsyncMutex<()> = AsyncMutex::const_new(());
+
+const TOTAL: u64 = 64 << 20;
+const PIECE: usize = 64 << 10;
+
+/// Bytes that say where they are.
+fn piece(at: u64) -> Bytes {
+    let first = (at / PIECE as u64) as u8;
+    (0..PIECE)
+        .map(|i| first.wrapping_add((i % 251) as u8))
+        .collect::<Vec<_>>()
+        .into()
+}
+
+fn pieces(sent: Arc<AtomicU64>, total: u64) -> AnswerBody {
+    let stream = futures_util::stream::unfold(0, move |at| {
+        let sent = sent.clone();
+        async move {
+            (at < total).then(|| {
+                sent.fetch_add(PIECE as u64, Ordering::SeqCst);
+                (Ok(http_body::Frame::data(piece(at))), at + PIECE as u64)
+            })
+        }
+    });
+    StreamBody::new(stream).boxed_unsync()
+}
+
+/// Checks bytes against their places.
+struct Check {
+    at: u64,
+    expected: Bytes,
+    high: u64,
+}
+
+impl Check {
+    fn new() -> Self {
+        Self {
+            at: 0,
+            expected: piece(0),
+            high: resident(),
+        }
+    }
+
+    fn eat(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let offset = (self.at % PIECE as u64) as usize;
+            let take = bytes.len().min(PIECE - offset);
+            assert!(
+                self.expected[offset..offset + take] == bytes[..take],
+                "changed near {}",
+                self.at
+            );
+            self.at += take as u64;
+            bytes = &bytes[take..];
+            if self.at.is_multiple_of(PIECE as u64) {
+                self.expected = piece(self.at);
+                self.high = self.high.max(resident());
+            }
+        }
+    }
+}
+
+/// Resident bytes of this process.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    let pages: u64 = status
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse().ok())
+        .expect("pages");
+    pages * 4096
+}
+
+async fn http2_cluster<F, R>(handler: F) -> kube_authn_core::ClusterDetails
+where
+    F: Fn(Request<hyper::body::Incoming>) -> R + Send + Sync + 'static,
+    R: Future<Output = std::io::Result<Response<AnswerBody>>> + Send + 'static,
+{
+    let ca = Ca::new();
+    let address = http2_server(&ca, handler).await;
+    cluster("a", &format!("https://127.0.0.1:{}", address.port()), Some(&ca))
+}
+
+fn request(body: AnswerBody) -> Request<AnswerBody> {
+    Request::post("http://portal/api/kubernetes/proxy/upload")
+        .header("authorization", "Bearer alice")
+        .body(body)
+        .expect("a request")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_answer_arrives_unchanged_in_flat_memory() {
+    let _alone = ALONE.lock().await;
+    let a = http2_cluster(|_| async { Ok(Response::new(pieces(Arc::default(), TOTAL))) }).await;
+    let proxy = Proxy::start(vec![a]).await;
+    for http2 in [false, true] {
+        let mut check = Check::new();
+        let before = check.high;
+        if http2 {
+            let mut answer = proxy
+                .http2()
+                .await
+                .send_request(request(full("")))
+                .await
+                .expect("an answer");
+            while let Some(frame) = answer.frame().await {
+                check.eat(frame.expect("a frame").data_ref().expect("data"));
+            }
+        } else {
+            let stream = TcpStream::connect(proxy.http1).await.expect("a connection");
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream))
+                    .await
+                    .expect("h1");
+            tokio::spawn(connection);
+            let request = Request::get("/api/kubernetes/proxy/list")
+                .header("authorization", "Bearer alice")
+                .body(full(""))
+                .expect("a request");
+            let mut answer = sender.send_request(request).await.expect("an answer");
+            while let Some(frame) = answer.frame().await {
+                check.eat(frame.expect("a frame").data_ref().expect("data"));
+            }
+        }
+
+        assert_eq!(check.at, TOTAL);
+        assert!(check.high - before < 24 << 20, "grew by {}", check.high - before);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_upload_arrives_unchanged_in_flat_memory() {
+    let _alone = ALONE.lock().await;
+    let seen = Arc::new(Mutex::new((0, 0)));
+    let a = http2_cluster({
+        let seen = seen.clone();
+        move |request| {
+            let seen = seen.clone();
+            async move {
+                let mut check = Check::new();
+                let before = check.high;
+                let mut body = request.into_body();
+                while let Some(frame) = body.frame().await {
+                    check.eat(frame.map_err(std::io::Error::other)?.data_ref().expect("data"));
+                }
+                *seen.lock().expect("no panic") = (check.at, check.high - before);
+                Ok(Response::new(full("ok")))
+            }
+        }
+    })
+    .await;
+    let proxy = Proxy::with(access(vec![a], Strategy::new("test", CredentialScope::User))).await;
+
+    let upload =
+        Request::post("http://portal/api/kubernetes/proxy/api/v1/namespaces/n/services/s/proxy/upload")
+            .header("authorization", "Bearer alice")
+            .body(pieces(Arc::default(), TOTAL))
+            .expect("a request");
+    let answer = proxy.http2().await.send_request(upload).await.expect("an answer");
+
+    assert_eq!(answer.status(), 200);
+    let (at, growth) = *seen.lock().expect("no panic");
+    assert_eq!(at, TOTAL);
+    assert!(growth < 24 << 20, "grew by {growth}");
+}
+
+#[tokio::test]
+async fn caller_that_reads_nothing_holds_a_bounded_amount() {
+    let sent = Arc::new(AtomicU64::new(0));
+    let a = http2_cluster({
+        let sent = sent.clone();
+        move |_| {
+            let body = pieces(sent.clone(), u64::MAX / 2);
+            async move { Ok(Response::new(body)) }
+        }
+    })
+    .await;
+    let proxy = Proxy::start(vec![a]).await;
+    let mut stream = TcpStream::connect(proxy.http1).await.expect("a connection");
+    let get = "GET /api/kubernetes/proxy/list HTTP/1.1\r\nHost: p\r\nAuthorization: Bearer alice\r\n\r\n";
+    stream.write_all(get.as_bytes()).await.expect("written");
+
+    let mut last = u64::MAX;
+    while sent.load(Ordering::SeqCst) != last {
+        last = sent.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+
+    // Most of it lies in the sockets of loopback; the proxy itself holds a window of HTTP/2.
+    assert!(last > 0 && last < 16 << 20, "{last} bytes");
+    // Others go on.
+    assert_eq!(
+        status(
+            &proxy
+                .get("/api/kubernetes/proxy/x", "Connection: close\r\n")
+                .await[..200]
+        ),
+        200
+    );
+}
+
+/// An API server that does something to each connection.
+async fn server<F, R>(act: F) -> SocketAddr
+where
+    F: Fn(TcpStream) -> R + Send + Sync + 'static,
+    R: Future<Output = ()> + Send + 'static,
+{
+    let listener = listen().await;
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(act(stream));
+        }
+    });
+    address
+}
+
+async fn answer_with(bytes: &'static str, then: Duration) -> SocketAddr {
+    server(move |mut stream| async move {
+        read_request(&mut stream, &mut Vec::new()).await;
+        let _ = stream.write_all(bytes.as_bytes()).await;
+        tokio::time::sleep(then).await;
+    })
+    .await
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn api_server_that_cannot_be_used_gives_a_clear_answer() {
+    let gone = listen().await.local_addr().expect("an address");
+    let silent = answer_with("", LONG).await;
+    let closing = answer_with("", Duration::ZERO).await;
+    let half = answer_with("HTTP/1.1 200 OK\r\nContent-", Duration::ZERO).await;
+    let babbling = answer_with("SSH-2.0-OpenSSH_9.6\r\n", LONG).await;
+    let endless = server(|mut stream| async move {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n").await;
+        while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+    })
+    .await;
+    let resetting = server(|stream| async move {
+        #[allow(deprecated, reason = "a reset is the point")]
+        let _ = stream.set_linger(Some(Duration::ZERO));
+    })
+    .await;
+
+    for (address, code, words) in [
+        (gone, 502, "connection refused"),
+        (silent, 504, "no answer within 2s"),
+        (closing, 502, "broke"),
+        (half, 502, "cannot reach cluster"),
+        (babbling, 502, "the answer is not HTTP"),
+        (endless, 502, "the answer is not HTTP"),
+        (resetting, 502, "cannot reach cluster"),
+    ] {
+        let proxy = Proxy::start(vec![plain("a", address)]).await;
+        let answer = proxy.get("/api/kubernetes/clusters/a/proxy/api", "").await;
+
+        assert_eq!(status(&answer), code, "{answer}");
+        let message = json(&answer)["message"].as_str().expect("a message").to_owned();
+        assert!(message.contains(words) && message.contains("\"a\""), "{message}");
+        assert!(
+            answer.contains(&format!(
+                "warning: 299 kube-authn \"{}\"",
+                message.replace('"', "'")
+            )),
+            "{answer}"
+        );
+        assert!(!answer.contains("cluster-token"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn answer_that_breaks_off_never_looks_whole() {
+    for bytes in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n",
+    ] {
+        let proxy = Proxy::start(vec![plain("a", answer_with(bytes, Duration::ZERO).await)]).await;
+
+        let answer = proxy.get("/api/kubernetes/proxy/api", "").await;
+
+        let body = body(&answer);
+        assert!(!body.ends_with("0\r\n\r\n"), "{answer}");
+        let whole = answer.contains("content-length: 4\r\n");
+        assert!(!whole && body.contains("half"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn api_server_that_lies_about_framing_adds_no_answer() {
+    for bytes in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother",
+        "HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother",
+        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\nother",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 7\r\n\r\nokother",
+    ] {
+        let proxy = Proxy::start(vec![plain("a", answer_with(bytes, Duration::ZERO).await)]).await;
+
+        let answer = proxy.get("/api/kubernetes/proxy/api", "").await;
+        let next = proxy.get("/api/kubernetes/proxy/api", "").await;
+
+        for answer in [answer, next] {
+            assert!(
+                !answer.contains("other") && answer.matches("HTTP/1.1").count() == 1,
+                "{bytes:?}: {answer}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn answer_that_stands_still_ends_and_a_watch_does_not() {
+    let address = answer_with(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+        LONG,
+    )
+    .await;
+    let access = access(
+        vec![plain("a", address)],
+        Strategy::new("test", CredentialScope::User),
+    );
+    let state =
+        ProxyState::new(access, Callers::new().with(ByName)).with_idle_timeout(Duration::from_millis(200));
+    let proxy = Proxy::of(state).await;
+
+    let answer = proxy.get("/api/kubernetes/proxy/api", "").await;
+    assert!(
+        body(&answer).contains("half") && !answer.ends_with("0\r\n\r\n"),
+        "{answer}"
+    );
+
+    for path in [
+        "api/v1/pods?watch=true",
+        "api/v1/namespaces/n/pods/p/log?follow=true",
+    ] {
+        let path = format!("/api/kubernetes/proxy/{path}");
+        let watch = tokio::time::timeout(Duration::from_secs(1), proxy.get(&path, "")).await;
+        assert!(watch.is_err(), "still open");
+    }
+}
+
+#[tokio::test]
+async fn upload_that_stands_still_ends() {
+    let upstream = Recorder::start(OK).await;
+    let access = access(
+        vec![plain("a", upstream.address)],
+        Strategy::new("test", CredentialScope::User),
+    );
+    let state =
+        ProxyState::new(access, Callers::new().with(ByName)).with_idle_timeout(Duration::from_millis(200));
+    let proxy = Proxy::of(state).await;
+
+    let answer = proxy
+        .raw(
+            "POST /api/kubernetes/proxy/api HTTP/1.1\r\nHost: p\r\nAuthorization: Bearer alice\r\n\
+            Connection: close\r\nContent-Length: 100\r\n\r\nhalf",
+        )
+        .await;
+
+    assert_eq!(status(&answer), 400, "{answer}");
+    assert!(answer.contains("the body of the request"), "{answer}");
+    assert!(
+        upstream
+            .requests()
+            .iter()
+            .all(|request| request.starts_with("unfinished"))
+    );
+}
+
+#[tokio::test]
+async fn watch_events_arrive_one_by_one_and_end_at_logout() {
+    let (events, receiver) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
+    let receiver = Arc::new(Mutex::new(Some(receiver)));
+    let a = http2_cluster(move |_| {
+        let receiver = receiver.lock().expect("no panic").take().expect("one watch");
+        let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
+            let event = receiver.recv().await?;
+            Some((Ok(http_body::Frame::data(event)), receiver))
+        });
+        async move { Ok(Response::new(StreamBody::new(stream).boxed_unsync())) }
+    })
+    .await;
+    let login = LoginHandle::new(LoginId::from_bytes([1; 16]));
+    let mut strategy = Strategy::new("test", CredentialScope::User);
+    strategy.login = Some(login.clone());
+    let proxy = Proxy::with(access(vec![a], strategy)).await;
+    let mut stream = TcpStream::connect(proxy.http1).await.expect("a connection");
+    let get = "GET /api/kubernetes/proxy/api/v1/pods?watch=1 HTTP/1.1\r\nHost: p\r\nAuthorization: Bearer alice\r\n\r\n";
+    stream.write_all(get.as_bytes()).await.expect("written");
+
+    let mut text = String::new();
+    for event in ["first", "second", "third"] {
+        events.send(Bytes::from(event)).expect("the watch is open");
+        while !text.contains(event) {
+            let mut bytes = [0; 1024];
+            let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut bytes)).await;
+            let read = read.expect("in time").expect("bytes");
+            assert_ne!(read, 0, "{text}");
+            text.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        }
+    }
+    login.end();
+
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest))
+        .await
+        .expect("cut");
+    assert!(!String::from_utf8_lossy(&rest).contains("0\r\n\r\n"));
+    eventually(|| events.is_closed(), "the API server sees the end").await;
+}
+
+#[tokio::test]
+async fn compressed_answer_arrives_as_it_is() {
+    let bomb = "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nETag: \"1\"\r\nVary: Accept-Encoding\r\nContent-Length: 4\r\n\r\n\x1f\x08\x08\x00";
+    let upstream = Recorder::start(bomb).await;
+    let proxy = Proxy::start(vec![plain("a", upstream.address)]).await;
+
+    let answer = proxy
+        .get("/api/kubernetes/proxy/api", "Accept-Encoding: gzip, br\r\n")
+        .await;
+
+    assert!(
+        answer.contains("content-encoding: gzip") && answer.contains("etag: \"1\""),
+        "{answer:?}"
+    );
+    assert_eq!(body(&answer), "\x1f\x08\x08\x00");
+    assert!(
+        upstream.requests()[0]
+            .to_lowercase()
+            .contains("accept-encoding: gzip, br\r\n")
+    );
+}
