@@ -342,9 +342,29 @@ mod tests {
     }
 
     #[test]
-    fn debug_of_credential_shows_no_secret() {
-        let credential = Credential::bearer(&Secret::new("canary")).expect("a credential");
+    fn offered_line_is_sent_as_it_is_and_ends_with_its_token() {
+        // {"alg":"none"} . {"exp":1}
+        let jwt = "Bearer eyJhbGciOiJub25lIn0.eyJleHAiOjF9.x";
+        let verbatim = |line: &str| Credential::verbatim(&Secret::new(line)).expect("a credential");
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer caller"));
 
-        assert!(!format!("{credential:?}").contains("canary"));
+        verbatim("Basic  YTpi").apply(&mut headers);
+
+        assert_eq!(headers[header::AUTHORIZATION], "Basic  YTpi");
+        assert!(headers[header::AUTHORIZATION].is_sensitive());
+        assert_eq!(verbatim("Basic  YTpi").expires_at(), None);
+        assert_eq!(verbatim(jwt).expires_at(), Timestamp::from_second(1).ok());
+        assert!(Credential::verbatim(&Secret::new("Bearer a\r\nImpersonate-User: b")).is_err());
+    }
+
+    #[test]
+    fn debug_of_credential_shows_no_secret() {
+        for credential in [
+            Credential::bearer(&Secret::new("canary")),
+            Credential::verbatim(&Secret::new("Basic canary")),
+        ] {
+            assert!(!format!("{:?}", credential.expect("a credential")).contains("canary"));
+        }
     }
 }

@@ -28,7 +28,7 @@ mod tunnel;
 use body::Passing;
 use path::Target;
 use record::Record;
-use tunnel::Tunnels;
+use tunnel::{ClientSide, Tunnels};
 
 /// What the proxy works with. Clones share it.
 #[derive(Clone, Debug)]
@@ -88,7 +88,7 @@ async fn handle(State(state): State<ProxyState>, request: Request) -> Response {
     let (mut head, body) = request.into_parts();
     let mut record = Record::begin(&head);
     let span = record.span();
-    let answered = async {
+    let answered = async move {
         let asks_upgrade = head.headers.contains_key(header::UPGRADE);
         let outcome = forward(&state, &mut head, body, &mut record).await;
         let mut response = outcome.unwrap_or_else(|error| record.refusal(&error));
@@ -125,10 +125,9 @@ async fn forward(state: &ProxyState, head: &mut Parts, body: Body, record: &mut 
 
     let way = Way::of(&target.uri, &head.headers);
     may_call(&caller, &head.method, way)?;
-    let client = client_side(head, way)?;
+    let client = take_over(head, way)?;
     let limit = (way == Way::Short).then_some(state.idle_timeout);
 
-    let asked = head.headers.clone();
     let mut request = http::Request::new(UpstreamBody::new(Passing::new(
         body,
         limit,
@@ -142,7 +141,7 @@ async fn forward(state: &ProxyState, head: &mut Parts, body: Body, record: &mut 
     let answer = state.access.send(&credential, request).await?;
 
     match (answer.status(), client) {
-        (StatusCode::SWITCHING_PROTOCOLS, Some(client)) => switch(state, client, &asked, answer),
+        (StatusCode::SWITCHING_PROTOCOLS, Some(client)) => switch(state, client, answer),
         (StatusCode::SWITCHING_PROTOCOLS, None) => Err(Error::new(
             ErrorKind::UpstreamUnreachable,
             "the API server switched protocols though nobody asked it to",
@@ -180,28 +179,28 @@ fn may_call(caller: &Caller, method: &Method, way: Way) -> Result<()> {
     }
 }
 
-/// The client's connection, if the request asks to take it over. Taken before anything is sent: it is of no use later.
-fn client_side(head: &mut Parts, way: Way) -> Result<Option<OnUpgrade>> {
-    let client = head.extensions.remove::<OnUpgrade>();
-    match way {
-        Way::Upgrade if client.is_none() => Err(Error::new(
+/// The client's side of a tunnel, if the request asks for one. Taken before anything is sent: what can't be connected
+/// must not be opened.
+fn take_over(head: &mut Parts, way: Way) -> Result<Option<ClientSide>> {
+    let connection = head.extensions.remove::<OnUpgrade>();
+    match (way, connection) {
+        (Way::Upgrade, Some(connection)) => Ok(Some(ClientSide::new(connection, &head.headers))),
+        (Way::Upgrade, None) => Err(Error::new(
             ErrorKind::RequestInvalid,
             "this connection cannot be taken over: ask for the upgrade over HTTP/1.1",
         )),
-        Way::Upgrade => Ok(client),
-        Way::Short | Way::Long => Ok(None),
+        (Way::Short | Way::Long, _) => Ok(None),
     }
 }
 
 /// Answers 101; only now may bytes flow.
 fn switch(
     state: &ProxyState,
-    client: OnUpgrade,
-    asked: &http::HeaderMap,
+    client: ClientSide,
     mut answer: http::Response<ResponseBody>,
 ) -> Result<Response> {
     let server = hyper::upgrade::on(&mut answer);
-    let mut lines = tunnel::switched(asked, std::mem::take(answer.headers_mut()))?;
+    let mut lines = client.switched(std::mem::take(answer.headers_mut()))?;
     headers::clean_answer(&mut lines);
     state.tunnels.connect(client, server);
     let mut response = Response::new(Body::empty());

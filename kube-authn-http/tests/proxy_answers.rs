@@ -1,5 +1,11 @@
 //! Which cluster, as whom, and in which words the proxy refuses.
 
+#![allow(
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are tests, and clients open connections"
+)]
+
 #[path = "support/proxy.rs"]
 mod support;
 
@@ -253,9 +259,46 @@ async fn expired_offered_line_is_never_sent() {
     assert_eq!((status(&answer), upstream.connections()), (401, 0), "{answer}");
 }
 
+#[tokio::test]
+async fn client_that_goes_away_early_is_logged() {
+    let log = Log::default();
+    let _guard = log.collect();
+    let silent = support::listen().await;
+    let proxy = Proxy::start(vec![plain("a", silent.local_addr().expect("an address"))]).await;
+    let mut stream = tokio::net::TcpStream::connect(proxy.http1)
+        .await
+        .expect("a connection");
+    let get = "GET /api/kubernetes/proxy/api HTTP/1.1\r\nHost: p\r\nAuthorization: Bearer alice\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut stream, get.as_bytes())
+        .await
+        .expect("written");
+    let _accepted = silent.accept().await.expect("a connection");
+
+    drop(stream);
+
+    support::eventually(|| log.text().contains("status=499"), "a line in the log").await;
+    assert!(log.text().contains("caller=user:default/alice"), "{}", log.text());
+}
+
 /// Collects what `tracing` writes.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn collect(&self) -> tracing::subscriber::DefaultGuard {
+        let writer = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().expect("no panic").clone()).expect("text")
+    }
+}
 
 impl std::io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -271,13 +314,7 @@ impl std::io::Write for Log {
 #[tokio::test]
 async fn every_request_is_logged_with_caller_cluster_and_audit_id_and_without_secrets() {
     let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let _guard = log.collect();
     let upstream = Recorder::start(OK).await;
     let strategy = Strategy::new("test", CredentialScope::Application);
     let proxy = Proxy::with(access(vec![plain("a", upstream.address)], strategy)).await;
@@ -296,7 +333,7 @@ async fn every_request_is_logged_with_caller_cluster_and_audit_id_and_without_se
         .await;
     proxy.get("/api/kubernetes/clusters/b/proxy/api", "").await;
 
-    let text = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("text");
+    let text = log.text();
     let lines: Vec<_> = text
         .lines()
         .filter(|line| line.contains("kube_authn::audit"))

@@ -1,5 +1,11 @@
 //! What passes the proxy, byte for byte, and what never does: paths, header lines, framing, over HTTP/1.1 and HTTP/2.
 
+#![allow(
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are tests, and clients open connections"
+)]
+
 #[path = "support/proxy.rs"]
 mod support;
 

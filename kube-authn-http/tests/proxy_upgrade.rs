@@ -1,5 +1,11 @@
 //! Exec, attach and port-forward: connections that leave HTTP, and those that only seem to.
 
+#![allow(
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are tests, and clients open connections"
+)]
+
 #[path = "support/proxy.rs"]
 mod support;
 

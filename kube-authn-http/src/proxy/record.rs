@@ -22,6 +22,7 @@ pub(super) struct Record {
     path: String,
     names_cluster: bool,
     begun: Instant,
+    ended: bool,
 }
 
 impl Record {
@@ -33,6 +34,7 @@ impl Record {
             path: head.uri.path().to_owned(),
             names_cluster: path::names_cluster(&head.uri),
             begun: Instant::now(),
+            ended: false,
         }
     }
 
@@ -49,21 +51,41 @@ impl Record {
         kubernetes_status(error, &extra)
     }
 
-    pub(super) fn end(&self, response: &Response) {
+    pub(super) fn end(&mut self, response: &Response) {
+        self.ended = true;
         let audit_id = response.headers().get("audit-id");
+        self.emit(
+            response.status().as_u16(),
+            audit_id.and_then(|id| id.to_str().ok()),
+        );
+    }
+
+    fn emit(&self, status: u16, audit_id: Option<&str>) {
         AuditEvent::Proxied {
             caller: self.caller.as_ref().map(|caller| &caller.principal),
             actor: self.caller.as_ref().and_then(|caller| caller.actor.as_ref()),
             cluster: self.cluster.as_ref().map(ClusterDetails::name),
             method: &self.method,
             path: &self.path,
-            status: response.status().as_u16(),
+            status,
             duration: self.begun.elapsed(),
-            audit_id: audit_id.and_then(|id| id.to_str().ok()),
+            audit_id,
         }
         .emit();
     }
 }
+
+/// A client that goes away early leaves its line in the log too.
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.emit(CLIENT_GONE, None);
+        }
+    }
+}
+
+/// What nginx logs for a client that closed its connection before the answer; never sent.
+const CLIENT_GONE: u16 = 499;
 
 /// Random enough to tell requests apart in a log; zero without a source of randomness.
 fn request_id() -> u64 {

@@ -31,10 +31,10 @@ impl Tunnels {
 
     /// Copies bytes both ways until both sides have ended, or one breaks; a side that ends is told to the other, which
     /// may go on. The API server's side breaks at logout and at the credential's end.
-    pub(super) fn connect(&self, client: OnUpgrade, server: OnUpgrade) {
+    pub(super) fn connect(&self, client: ClientSide, server: OnUpgrade) {
         let open = Open::new(self.clone());
         let copy = async move {
-            let outcome = copy(client, server).await;
+            let outcome = copy(client.connection, server).await;
             drop(open);
             match outcome {
                 Ok((sent, received)) => debug!(sent, received, "tunnel closed"),
@@ -66,38 +66,52 @@ impl Drop for Open {
     }
 }
 
-/// The header lines of a 101 for the client: the API server's, less what says anything about a body.
-///
-/// # Errors
-/// `UpstreamUnreachable` unless the API server switches to a protocol that was asked for.
-pub(super) fn switched(asked: &HeaderMap, mut answer: HeaderMap) -> Result<HeaderMap> {
-    let chosen = answer
-        .get(header::UPGRADE)
-        .filter(|chosen| offers(asked, chosen.as_bytes()))
-        .cloned()
-        .ok_or_else(|| {
-            let text = "the API server switched to a protocol that nobody asked for";
-            Error::new(ErrorKind::UpstreamUnreachable, text)
-        })?;
-    for name in [
-        header::CONNECTION,
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::TRAILER,
-    ] {
-        answer.remove(name);
-    }
-    answer.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    answer.insert(header::UPGRADE, chosen);
-    Ok(answer)
+/// A client that wants its connection to leave HTTP.
+#[derive(Debug)]
+pub(super) struct ClientSide {
+    connection: OnUpgrade,
+    /// Its `Upgrade` lines.
+    asked: Vec<HeaderValue>,
 }
 
-fn offers(asked: &HeaderMap, chosen: &[u8]) -> bool {
-    asked
-        .get_all(header::UPGRADE)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .any(|protocol| protocol.trim_ascii().eq_ignore_ascii_case(chosen))
+impl ClientSide {
+    pub(super) fn new(connection: OnUpgrade, headers: &HeaderMap) -> Self {
+        let asked = headers.get_all(header::UPGRADE).iter().cloned().collect();
+        Self { connection, asked }
+    }
+
+    /// The header lines of a 101 for the client: the API server's, less what says anything about a body.
+    ///
+    /// # Errors
+    /// `UpstreamUnreachable` unless the API server switches to a protocol that was asked for.
+    pub(super) fn switched(&self, mut answer: HeaderMap) -> Result<HeaderMap> {
+        let chosen = answer
+            .get(header::UPGRADE)
+            .filter(|chosen| self.asked_for(chosen.as_bytes()))
+            .cloned()
+            .ok_or_else(|| {
+                let text = "the API server switched to a protocol that nobody asked for";
+                Error::new(ErrorKind::UpstreamUnreachable, text)
+            })?;
+        for name in [
+            header::CONNECTION,
+            header::CONTENT_LENGTH,
+            header::TRANSFER_ENCODING,
+            header::TRAILER,
+        ] {
+            answer.remove(name);
+        }
+        answer.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        answer.insert(header::UPGRADE, chosen);
+        Ok(answer)
+    }
+
+    fn asked_for(&self, protocol: &[u8]) -> bool {
+        self.asked
+            .iter()
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+            .any(|asked| asked.trim_ascii().eq_ignore_ascii_case(protocol))
+    }
 }
 
 /// Per direction. A frame of exec is at most 32 KiB.
