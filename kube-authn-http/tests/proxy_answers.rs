@@ -280,6 +280,28 @@ async fn client_that_goes_away_early_is_logged() {
     assert!(log.text().contains("caller=user:default/alice"), "{}", log.text());
 }
 
+#[tokio::test]
+async fn read_is_sent_once_more_after_a_401_and_a_write_is_not() {
+    let upstream = Recorder::start("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await;
+    let mut strategy = Strategy::new("test", CredentialScope::User);
+    strategy.renewable = true;
+    let proxy = Proxy::with(access(vec![plain("a", upstream.address)], strategy)).await;
+    let call = |method: &str, name: &str, body: &str| {
+        format!(
+            "{method} /api/kubernetes/proxy/api HTTP/1.1\r\nHost: p\r\nAuthorization: Bearer {name}\r\n\
+            Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+
+    let read = proxy.raw(call("GET", "alice", "")).await;
+    let after_read = upstream.requests().len();
+    let write = proxy.raw(call("POST", "bob", "{}")).await;
+
+    assert_eq!((status(&read), status(&write)), (401, 401));
+    assert_eq!((after_read, upstream.requests().len()), (2, 3));
+}
+
 /// Collects what `tracing` writes.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);

@@ -272,3 +272,75 @@ async fn compressed_answer_arrives_as_it_is() {
             .contains("accept-encoding: gzip, br\r\n")
     );
 }
+
+#[tokio::test]
+async fn early_answer_to_an_upload_arrives() {
+    let address = server(|mut stream| async move {
+        let mut bytes = vec![0; 1024];
+        let _ = stream.read(&mut bytes).await;
+        let answer = "HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno";
+        let _ = stream.write_all(answer.as_bytes()).await;
+        // Read on for a while, as Go's server does, so that the answer isn't lost to a reset.
+        let _ = tokio::time::timeout(
+            Duration::from_millis(500),
+            tokio::io::copy(&mut stream, &mut tokio::io::sink()),
+        )
+        .await;
+    })
+    .await;
+    let proxy = Proxy::start(vec![plain("a", address)]).await;
+    let mut stream = TcpStream::connect(proxy.http1).await.expect("a connection");
+    let head = "POST /api/kubernetes/proxy/api HTTP/1.1\r\nHost: p\r\nAuthorization: Bearer alice\r\n\
+        Connection: close\r\nContent-Length: 100000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.expect("written");
+    let (mut reader, mut writer) = stream.into_split();
+    let upload = tokio::spawn(async move { while writer.write_all(&[b'x'; 65536]).await.is_ok() {} });
+
+    let mut answer = vec![0; 4096];
+    let read = tokio::time::timeout(Duration::from_secs(10), reader.read(&mut answer)).await;
+
+    let read = read.expect("in time").expect("an answer");
+    assert_eq!(status(&String::from_utf8_lossy(&answer[..read])), 413);
+    upload.abort();
+}
+
+#[tokio::test]
+async fn client_that_expects_to_be_told_is_told_to_continue() {
+    let upstream = Recorder::start(OK).await;
+    let proxy = Proxy::start(vec![plain("a", upstream.address)]).await;
+    let mut stream = TcpStream::connect(proxy.http1).await.expect("a connection");
+    let head = "POST /api/kubernetes/proxy/api HTTP/1.1\r\nHost: p\r\nAuthorization: Bearer alice\r\n\
+        Expect: 100-continue\r\nConnection: close\r\nContent-Length: 5\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.expect("written");
+    let mut told = [0; 25];
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut told)).await;
+    read.expect("in time").expect("told");
+    stream.write_all(b"hello").await.expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    assert_eq!(status(&answer), 200);
+    assert!(upstream.requests()[0].ends_with("\r\n\r\nhello"));
+}
+
+#[tokio::test]
+async fn answer_without_a_body_keeps_its_length() {
+    for (bytes, line) in [
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n",
+            "content-length: 1234",
+        ),
+        ("HTTP/1.1 304 Not Modified\r\nETag: \"1\"\r\n\r\n", "etag: \"1\""),
+        ("HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n", "x-a: b"),
+    ] {
+        let proxy = Proxy::start(vec![plain("a", answer_with(bytes, LONG).await)]).await;
+
+        let answer = proxy
+            .raw("HEAD /api/kubernetes/proxy/x HTTP/1.1\r\nHost: p\r\nAuthorization: Bearer alice\r\nConnection: close\r\n\r\n")
+            .await;
+
+        assert_eq!(status(&answer), status(bytes), "{answer}");
+        assert!(answer.contains(line) && answer.ends_with("\r\n\r\n"), "{answer}");
+    }
+}
