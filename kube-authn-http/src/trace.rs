@@ -1,17 +1,23 @@
 //! A span around each request, so that its log lines can be told from others'.
 
 use axum::{extract::Request, middleware::Next, response::Response};
-use tracing::{Instrument, info_span};
+use http::Method;
+use tracing::{Instrument, Span, info_span};
 
 /// Runs the request in a span with an ID, its method and its path. No query: it may hold anything.
 pub(crate) async fn in_span(request: Request, next: Next) -> Response {
-    let span = info_span!(
+    let span = span(request.method(), request.uri().path());
+    next.run(request).instrument(span).await
+}
+
+/// The span of a request.
+pub(crate) fn span(method: &Method, path: &str) -> Span {
+    info_span!(
         "request",
         request_id = %format_args!("{:016x}", request_id()),
-        method = %request.method(),
-        path = request.uri().path(),
-    );
-    next.run(request).instrument(span).await
+        %method,
+        path,
+    )
 }
 
 /// Random enough to tell requests apart in a log; zero without a source of randomness.

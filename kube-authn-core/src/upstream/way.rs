@@ -134,13 +134,15 @@ mod tests {
     #[test]
     fn upgrade_hidden_in_bytes_that_are_no_text_never_opens_a_tunnel() {
         for hidden in [&b"h2c, \xff"[..], b"h2c\xff", b"\xff"] {
-            let request = Request::get("/exec")
+            let request = http::Request::get("/exec")
                 .header("connection", "upgrade")
                 .header("upgrade", hidden)
-                .header("upgrade", "websocket");
+                .header("upgrade", "websocket")
+                .body(())
+                .expect("a request");
 
             assert_eq!(
-                Way::of(&request.body(()).expect("a request")),
+                Way::of(request.uri(), request.headers()),
                 Way::Short,
                 "{hidden:?}"
             );

@@ -5,12 +5,14 @@ use http::{Method, request::Parts};
 use kube_authn_core::{AuditEvent, ClusterDetails, Error};
 use serde_json::Value;
 use tokio::time::Instant;
-use tracing::{Span, info_span};
+use tracing::Span;
 
 use super::path;
 use crate::{
     caller::Caller,
     error::{backstage_error, kubernetes_status},
+    metrics::count_request,
+    trace,
 };
 
 /// One request, from its head to the head of its answer.
@@ -23,6 +25,8 @@ pub(super) struct Record {
     names_cluster: bool,
     begun: Instant,
     ended: bool,
+    /// The code of our own refusal.
+    refused: Option<&'static str>,
 }
 
 impl Record {
@@ -35,15 +39,17 @@ impl Record {
             names_cluster: path::names_cluster(&head.uri),
             begun: Instant::now(),
             ended: false,
+            refused: None,
         }
     }
 
     pub(super) fn span(&self) -> Span {
-        info_span!("proxy", request_id = %format_args!("{:016x}", request_id()))
+        trace::span(&self.method, &self.path)
     }
 
     /// A `Status`, with Backstage's error added where its client asks.
-    pub(super) fn refusal(&self, error: &Error) -> Response {
+    pub(super) fn refusal(&mut self, error: &Error) -> Response {
+        self.refused = Some(error.code());
         let extra = match self.names_cluster {
             true => Value::Null,
             false => backstage_error(error, &self.method, &self.path),
@@ -61,6 +67,7 @@ impl Record {
     }
 
     fn emit(&self, status: u16, audit_id: Option<&str>) {
+        count_request(self.cluster.as_ref(), self.refused.unwrap_or(class(status)));
         AuditEvent::Proxied {
             caller: self.caller.as_ref().map(|caller| &caller.principal),
             actor: self.caller.as_ref().and_then(|caller| caller.actor.as_ref()),
@@ -84,10 +91,16 @@ impl Drop for Record {
     }
 }
 
+fn class(status: u16) -> &'static str {
+    match status {
+        CLIENT_GONE => "client_gone",
+        ..200 => "1xx",
+        200..300 => "2xx",
+        300..400 => "3xx",
+        400..500 => "4xx",
+        500.. => "5xx",
+    }
+}
+
 /// What nginx logs for a client that closed its connection before the answer; never sent.
 const CLIENT_GONE: u16 = 499;
-
-/// Random enough to tell requests apart in a log; zero without a source of randomness.
-fn request_id() -> u64 {
-    getrandom::u64().unwrap_or_default()
-}

@@ -21,7 +21,7 @@ use hyper_util::{
 };
 use kube_authn_core::{
     CachingProvider, ClusterAccess, ClusterDetails, Clusters, Credential, CredentialRequest, CredentialScope,
-    EntityRef, Error, ErrorKind, KubernetesAuthProvider, LoginHandle, Metadata, Principal, Problem,
+    EntityRef, Error, ErrorKind, KubernetesAuthProvider, Lane, LoginHandle, Metadata, Principal, Problem,
     ProviderRegistry, Result, Secret, UpstreamPool, async_trait,
 };
 use kube_authn_http::{Caller, CallerAuthenticator, CallerRequest, Callers, ProxyState, proxy};
@@ -141,7 +141,10 @@ pub fn access(clusters: Vec<ClusterDetails>, strategy: Strategy) -> ClusterAcces
     ClusterAccess::new(
         Clusters::new(clusters),
         CachingProvider::new(ProviderRegistry::new().with(strategy)),
-        UpstreamPool::new(crypto()).with_head_timeout(Duration::from_secs(2)),
+        // Where the API server speaks it; by default short calls take HTTP/1.1.
+        UpstreamPool::new(crypto())
+            .with_lane(Lane::Http2)
+            .with_head_timeout(Duration::from_secs(2)),
     )
 }
 
