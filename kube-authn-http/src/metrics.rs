@@ -29,7 +29,7 @@ pub fn count_request(cluster: Option<&ClusterDetails>, outcome: &'static str) {
     counter!(REQUESTS, "cluster" => name, "strategy" => strategy, "outcome" => outcome).increment(1);
 }
 
-/// Records how long it took until a credential for this cluster was at hand.
+/// Records how long a caller waited for a credential that was not in the cache.
 pub fn record_credential(cluster: &ClusterDetails, took: Duration) {
     let (name, strategy) = labels(Some(cluster));
     histogram!(CREDENTIAL_SECONDS, "cluster" => name, "strategy" => strategy).record(took);

@@ -15,9 +15,13 @@ use kube_authn_core::{
     Body as UpstreamBody, ClusterAccess, ClusterDetails, CredentialRequest, Error, ErrorKind, ResponseBody,
     Result, Way,
 };
+use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::caller::{Caller, Callers};
+use crate::{
+    caller::{Caller, Callers},
+    metrics::record_credential,
+};
 
 mod body;
 mod headers;
@@ -138,6 +142,7 @@ async fn forward(state: &ProxyState, head: &mut Parts, body: Body, record: &mut 
     *request.uri_mut() = target.uri;
     *request.headers_mut() = std::mem::take(&mut head.headers);
     let credential = CredentialRequest::new(caller.principal, cluster).with_auth(told.auth);
+    fetch(&state.access, &credential).await?;
     let answer = state.access.send(&credential, request).await?;
 
     match (answer.status(), client) {
@@ -148,6 +153,18 @@ async fn forward(state: &ProxyState, head: &mut Parts, body: Body, record: &mut 
         )),
         _ => Ok(pass_on(answer, limit)),
     }
+}
+
+/// Fetches a credential that is not in the cache, and records how long the caller waited for it. What the caller offers
+/// is at hand and never cached.
+async fn fetch(access: &ClusterAccess, request: &CredentialRequest) -> Result<()> {
+    if !request.auth.is_empty() || access.credentials().peek(request).is_some() {
+        return Ok(());
+    }
+    let begin = Instant::now();
+    let fetched = access.credential(request).await;
+    record_credential(&request.cluster, begin.elapsed());
+    fetched.map(drop)
 }
 
 /// The cluster of this name, or the only one.
