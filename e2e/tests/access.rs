@@ -30,6 +30,8 @@ async fn cluster() -> &'static TestCluster {
     static SHARED: OnceCell<TestCluster> = OnceCell::const_new();
     SHARED
         .get_or_try_init(|| {
+            // Somebody listens from the start, or a place that logs could decide that nobody ever will.
+            let _ = tracing_subscriber::registry().try_init();
             let mut options = Options::default();
             options.short_id_token_lifetime = SHORT_LIFE;
             TestCluster::start(options)

@@ -53,6 +53,10 @@ impl Credential {
     ///
     /// # Errors
     /// `TokenRejected` if the line cannot stand in a header.
+    #[cfg_attr(
+        not(feature = "upstream"),
+        allow(dead_code, reason = "only the request path takes such a line")
+    )]
     pub(crate) fn verbatim(line: &Secret) -> Result<Self> {
         let credential = Self::build(Some(line.to_header()?), None);
         let end = line

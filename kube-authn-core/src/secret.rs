@@ -65,6 +65,10 @@ impl Secret {
     ///
     /// # Errors
     /// `TokenRejected` if a header cannot hold them.
+    #[cfg_attr(
+        not(feature = "upstream"),
+        allow(dead_code, reason = "only the request path takes such a line")
+    )]
     pub(crate) fn to_header(&self) -> Result<HeaderValue> {
         sensitive(self.0.clone())
     }

@@ -1,4 +1,4 @@
-use std::{fs, io::Write, os::unix::fs::symlink, path::Path, sync::Mutex as StdMutex};
+use std::{fs, io::Write, os::unix::fs::symlink, path::Path};
 
 use kube_authn_core::{
     CachingProvider, CredentialRequest, ManualClock, Principal, conformance::provider::ProviderFixture,
@@ -249,58 +249,4 @@ async fn token_that_cannot_stand_in_a_header_is_refused_by_file() {
         text.contains(&*mount.token().to_string_lossy()) && !text.contains("canary"),
         "{text}"
     );
-}
-
-#[tokio::test]
-async fn token_that_every_user_can_read_is_warned_of_once() {
-    use std::os::unix::fs::PermissionsExt;
-
-    let mount = Mount::with("canary");
-    let (strategy, _) = mount.strategy();
-    let log = Log::default();
-    let _recording = log.record();
-    let allow = |mode| {
-        fs::set_permissions(mount.token(), fs::Permissions::from_mode(mode)).expect("permissions");
-    };
-
-    allow(0o600);
-    sent_by(&strategy).await;
-    assert_eq!(log.text(), "");
-    allow(0o644);
-    for _ in 0..3 {
-        sent_by(&strategy).await;
-    }
-
-    assert_eq!(log.text().matches("WARN").count(), 1, "{}", log.text());
-    assert!(!log.text().contains("canary"), "{}", log.text());
-}
-
-#[derive(Clone, Default)]
-struct Log(Arc<StdMutex<Vec<u8>>>);
-
-impl Log {
-    fn record(&self) -> tracing::subscriber::DefaultGuard {
-        let log = self.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(tracing::Level::TRACE)
-            .with_ansi(false)
-            .with_writer(move || log.clone())
-            .finish();
-        tracing::subscriber::set_default(subscriber)
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().expect("the lock")).into_owned()
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("the lock").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
