@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod app_config;
+mod backend;
 mod callers;
 mod combined;
 mod config;
@@ -18,6 +19,7 @@ pub use url;
 
 pub use self::{
     app_config::{AppConfig, ConfigValue, Environment, InvalidConfig},
+    backend::{BackendConfig, ServerCertificate},
     callers::{BackstageCaller, CallerConfig, HeaderCaller, OidcCaller, PeerRange, PrincipalMapping},
     combined::CombinedLocator,
     config::ConfigLocator,

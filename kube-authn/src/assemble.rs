@@ -131,6 +131,11 @@ pub async fn login_verifier(config: &AppConfig, vault: &TokenVault, cluster: &st
         )
         .with_cluster(cluster)
     })?;
+    verifier(login, vault)
+}
+
+/// With an issuer client of its own.
+pub(crate) fn verifier(login: LoginConfig, vault: &TokenVault) -> Result<LoginVerifier> {
     let transport = Transport::new(crypto_provider(), TlsTrust::new(login.ca.clone()))?;
     let issuer = IssuerClient::new(login.issuer.clone(), transport);
     Ok(LoginVerifier::new(
@@ -178,7 +183,7 @@ fn in_cluster(cluster: &ClusterDetails) -> Result<ClusterDetails> {
 }
 
 /// The process's own crypto provider if it installed one, else aws-lc-rs.
-fn crypto_provider() -> Arc<CryptoProvider> {
+pub(crate) fn crypto_provider() -> Arc<CryptoProvider> {
     CryptoProvider::get_default()
         .cloned()
         .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))

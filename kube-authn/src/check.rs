@@ -178,13 +178,8 @@ fn print_text(report: &Report) -> std::io::Result<()> {
         writeln!(out, "warning   {warning}")?;
     }
     for mistake in &report.errors {
-        let place = [mistake.file.as_deref(), Some(mistake.key.as_str())];
-        let place: Vec<_> = place
-            .into_iter()
-            .flatten()
-            .filter(|part| !part.is_empty())
-            .collect();
-        writeln!(out, "error     {}: {}", place.join(": "), mistake.message)?;
+        let (file, key) = (mistake.file.as_deref(), mistake.key.as_str());
+        writeln!(out, "{}", error_line(file, key, &mistake.message))?;
     }
     let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
     writeln!(
@@ -194,6 +189,16 @@ fn print_text(report: &Report) -> std::io::Result<()> {
         count(report.warnings.len(), "warning"),
         count(report.errors.len(), "error"),
     )
+}
+
+/// How a mistake is shown, here and where `serve` refuses to start.
+pub(crate) fn error_line(file: Option<&str>, key: &str, message: &str) -> String {
+    let place: Vec<_> = [file, Some(key)]
+        .into_iter()
+        .flatten()
+        .filter(|part| !part.is_empty())
+        .collect();
+    format!("error     {}: {message}", place.join(": "))
 }
 
 const REDACTED: &str = "[redacted]";

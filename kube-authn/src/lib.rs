@@ -2,10 +2,13 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod assemble;
+mod service;
 
 pub use kube_authn_clusters;
 pub use kube_authn_core;
+pub use kube_authn_http;
 pub use kube_authn_oidc;
 pub use kube_authn_providers;
 
 pub use self::assemble::{cluster_access, cluster_access_with, effective_config, login_verifier, vault};
+pub use self::service::{Service, service};

@@ -11,6 +11,8 @@ use clap::{Parser, Subcommand};
 
 mod check;
 mod keygen;
+mod listen;
+mod serve;
 
 /// Reach every Kubernetes cluster as the right identity.
 #[derive(Debug, Parser)]
@@ -26,6 +28,8 @@ enum Command {
     Check(check::Check),
     /// Print a new key for kubeAuthn.encryption.keys
     Keygen(keygen::Keygen),
+    /// Serve the token API, the Kubernetes proxy and the cluster list over HTTP
+    Serve(serve::Serve),
 }
 
 /// Exit codes: 0 all is well, 1 something is wrong, 2 wrong usage (clap's own).
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         match arguments.command {
             Command::Check(check) => check.run().await,
             Command::Keygen(keygen) => keygen.run(),
+            Command::Serve(serve) => serve.run().await,
         }
     })
 }

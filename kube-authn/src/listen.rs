@@ -1,0 +1,266 @@
+//! Sockets, TLS and the limits of connections.
+
+use std::{
+    io::{self, Write},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::{Request, body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{
+        conn::auto::Builder,
+        graceful::{GracefulShutdown, Watcher},
+    },
+};
+use kube_authn::Service;
+use kube_authn_clusters::BackendConfig;
+use kube_authn_core::{Error, ErrorKind, Result};
+use kube_authn_http::axum::{Router, body::Body, extract::ConnectInfo};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use tower_service::Service as _;
+
+pub(crate) mod tls;
+
+/// A socket that listens, and what its connections are shown.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: TcpListener,
+    /// As configured; empty for all interfaces.
+    host: String,
+    address: SocketAddr,
+    certificate: Option<Arc<tls::Certificate>>,
+}
+
+impl Listener {
+    /// # Errors
+    /// `ConfigInvalid` naming `backend.listen` and the address if it cannot be listened on.
+    pub(crate) async fn bind(
+        backend: &BackendConfig,
+        certificate: Option<Arc<tls::Certificate>>,
+    ) -> Result<Self> {
+        let refused = |source: io::Error| {
+            let host = if backend.host.is_empty() {
+                "*"
+            } else {
+                &backend.host
+            };
+            let why = match source.kind() {
+                io::ErrorKind::AddrInUse => "another program listens there".to_owned(),
+                _ => source.to_string(),
+            };
+            let text = format!("cannot listen on {host}:{} (backend.listen): {why}", backend.port);
+            Error::new(ErrorKind::ConfigInvalid, text).with_source(source)
+        };
+        let socket = bind(&backend.host, backend.port).await.map_err(refused)?;
+        let address = socket.local_addr().map_err(refused)?;
+        let listener = Self {
+            socket,
+            host: backend.host.clone(),
+            address,
+            certificate,
+        };
+        if listener.certificate.is_none() && !address.ip().to_canonical().is_loopback() {
+            tracing::warn!(
+                "serving plain http on {address}: tokens travel in the clear; set backend.https.certificate, or let \
+                 a gateway on this machine end TLS"
+            );
+        }
+        Ok(listener)
+    }
+
+    /// Prints the URL, for people and for programs that wait until we are ready.
+    ///
+    /// # Errors
+    /// `Unexpected` if standard output is closed.
+    pub(crate) fn announce(&self) -> Result<()> {
+        let scheme = if self.certificate.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let port = self.address.port();
+        let url = match self.host.as_str() {
+            "" => format!("{scheme}://localhost:{port} (all interfaces)"),
+            host if host.contains(':') => format!("{scheme}://[{host}]:{port}"),
+            host => format!("{scheme}://{host}:{port}"),
+        };
+        let mut out = io::stdout();
+        writeln!(out, "listening on {url}")
+            .and_then(|()| out.flush())
+            .map_err(|source| {
+                Error::new(ErrorKind::Unexpected, "cannot write to standard output").with_source(source)
+            })
+    }
+
+    /// Serves until `stop`; then accepts nobody any more and lets requests and streams finish for as long as `drain`.
+    pub(crate) async fn serve(self, service: Service, stop: impl Future<Output = ()>, drain: Duration) {
+        let graceful = GracefulShutdown::new();
+        let limits = Arc::new(limits());
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        tokio::pin!(stop);
+        loop {
+            // Whoever finds no place waits in the system's queue.
+            let next = async {
+                let place = places.clone().acquire_owned().await;
+                (place, self.socket.accept().await)
+            };
+            let (place, accepted) = tokio::select! {
+                biased;
+                () = &mut stop => break,
+                next = next => next,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    pause_after(&error).await;
+                    continue;
+                }
+            };
+            let connection = Connection {
+                peer,
+                router: service.router.clone(),
+                limits: limits.clone(),
+                watcher: graceful.watcher(),
+            };
+            let certificate = self.certificate.clone();
+            tokio::spawn(async move {
+                connection.accept(stream, certificate).await;
+                drop(place);
+            });
+        }
+        drop(self);
+        let finished = async {
+            graceful.shutdown().await;
+            service.proxy.tunnels_closed().await;
+        };
+        if timeout(drain, finished).await.is_err() {
+            let tunnels = service.proxy.open_tunnels();
+            tracing::warn!(
+                tunnels,
+                "not everything finished in {drain:?}: the rest is cut off"
+            );
+        }
+    }
+}
+
+/// An empty host is all interfaces, IPv6 and IPv4, as in Node.js.
+async fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
+    if !host.is_empty() {
+        return TcpListener::bind((host, port)).await;
+    }
+    match TcpListener::bind((IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)).await {
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => TcpListener::bind(("0.0.0.0", port)).await,
+        bound => bound,
+    }
+}
+
+/// A client that went away is no reason to wait; a process without free file descriptors is.
+async fn pause_after(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    if matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    ) {
+        return;
+    }
+    tracing::warn!(%error, "cannot accept connections for a moment");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+fn limits() -> Builder<TokioExecutor> {
+    let mut limits = Builder::new(TokioExecutor::new());
+    limits
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES);
+    limits
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(MAX_HEAD_LIST_BYTES)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_ERROR_RESETS)
+        .keep_alive_interval(KEEP_ALIVE_EVERY)
+        .keep_alive_timeout(KEEP_ALIVE_PATIENCE);
+    limits
+}
+
+struct Connection {
+    peer: SocketAddr,
+    router: Router,
+    limits: Arc<Builder<TokioExecutor>>,
+    watcher: Watcher,
+}
+
+impl Connection {
+    async fn accept(self, stream: TcpStream, certificate: Option<Arc<tls::Certificate>>) {
+        // Answers are written whole; waiting for more only delays them.
+        let _ = stream.set_nodelay(true);
+        let Some(certificate) = certificate else {
+            return self.serve(stream).await;
+        };
+        let handshake = TlsAcceptor::from(certificate.config()).accept(stream);
+        match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(stream)) => self.serve(stream).await,
+            Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "TLS handshake failed"),
+            Err(_) => tracing::debug!(peer = %self.peer, "TLS handshake took too long"),
+        }
+    }
+
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        let spoke = Arc::new(AtomicBool::new(false));
+        let (peer, router, heard) = (self.peer, self.router, spoke.clone());
+        let answer = service_fn(move |mut request: Request<Incoming>| {
+            heard.store(true, Ordering::Relaxed);
+            request.extensions_mut().insert(ConnectInfo(peer));
+            router.clone().call(request.map(Body::new))
+        });
+        let connection = self
+            .limits
+            .serve_connection_with_upgrades(TokioIo::new(stream), answer);
+        let serving = self.watcher.watch(connection.into_owned());
+        tokio::pin!(serving);
+        // The parsers' own limits begin with the first byte, or with the preface of HTTP/2.
+        let outcome = match timeout(HEAD_TIMEOUT, &mut serving).await {
+            Ok(outcome) => outcome,
+            Err(_) if spoke.load(Ordering::Relaxed) => serving.await,
+            Err(_) => return tracing::debug!(%peer, "no request in time"),
+        };
+        if let Err(error) = outcome {
+            tracing::debug!(%peer, %error, "connection ended");
+        }
+    }
+}
+
+/// Each costs some 20 KiB and a file descriptor: 10,000 are 200 MiB, and more half-open ones than tools make by accident.
+const MAX_CONNECTIONS: usize = 10_000;
+/// TLS takes two round trips.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// From the first byte of a request to the end of its head, and from one request to the next over HTTP/1.1.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Several ID tokens of some KiB each fit; hyper answers 431 to more.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+const MAX_HEAD_LIST_BYTES: u32 = 64 * 1024;
+/// As Go's server, to which clients of Kubernetes are used.
+const MAX_STREAMS: u32 = 250;
+/// Streams opened and reset at once (CVE-2023-44487), before and after they were accepted: then the connection is closed.
+const MAX_PENDING_RESETS: usize = 20;
+const MAX_ERROR_RESETS: usize = 100;
+/// A watch is silent for hours; whether somebody is still there only a ping tells.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_PATIENCE: Duration = Duration::from_secs(20);
+/// Time for connections to end.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);

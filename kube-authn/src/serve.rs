@@ -1,0 +1,163 @@
+//! `kube-authn serve`: the routes of an app-config over HTTP.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use clap::Args;
+use kube_authn::{Service, effective_config, service};
+use kube_authn_clusters::{AppConfig, BackendConfig};
+use kube_authn_core::{Error, ErrorKind, Problem, Result};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
+
+use crate::{
+    check::error_line,
+    listen::{Listener, tls::Certificate},
+};
+
+/// Reads the files in layers, later ones over earlier ones, and serves until SIGTERM or Ctrl-C.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// A configuration file; repeat it for layers, the later one wins
+    #[arg(long = "config", value_name = "FILE", required = true, num_args = 1..)]
+    files: Vec<PathBuf>,
+    /// How long requests and streams may take to finish when the program is told to stop; told twice, it stops at once
+    #[arg(long, value_name = "SECONDS", default_value_t = DRAIN_SECONDS)]
+    drain: u64,
+}
+
+/// Why the service does not start.
+enum Refusal {
+    Problems(Vec<Problem>),
+    Error(Error),
+}
+
+impl Serve {
+    pub(crate) async fn run(&self) -> ExitCode {
+        match self.serve().await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(Refusal::Problems(problems)) => {
+                for problem in &problems {
+                    let line = error_line(problem.file.as_deref(), &problem.key, &problem.message);
+                    eprintln!("{line}");
+                }
+                eprintln!("kube-authn: not started: the configuration has errors");
+                ExitCode::FAILURE
+            }
+            Err(Refusal::Error(error)) => {
+                eprintln!("kube-authn: not started: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    async fn serve(&self) -> Result<(), Refusal> {
+        // Before anything that takes long: a signal meanwhile is not lost.
+        let mut signals = Signals::new()?;
+        let (service, listener) = self.start().await?;
+        listener.announce()?;
+
+        let (told, stop) = oneshot::channel();
+        let drain = Duration::from_secs(self.drain);
+        let serving = listener.serve(service, async { stop.await.unwrap_or_default() }, drain);
+        let twice = async {
+            signals.next().await;
+            let _ = told.send(());
+            signals.next().await;
+        };
+        tokio::select! {
+            () = serving => Ok(()),
+            () = twice => Ok(()),
+        }
+    }
+
+    async fn start(&self) -> Result<(Service, Listener), Refusal> {
+        let config = AppConfig::load(&self.files).map_err(|invalid| Refusal::Problems(invalid.problems))?;
+        let mut problems = effective_config(&config).await.problems;
+        let backend = match BackendConfig::read(&config) {
+            Ok(backend) if problems.is_empty() => backend,
+            Ok(_) => return Err(Refusal::Problems(problems)),
+            Err(invalid) => {
+                problems.extend(invalid.problems);
+                return Err(Refusal::Problems(problems));
+            }
+        };
+        let certificate = match &backend.certificate {
+            Some(pem) => {
+                let certificate = Certificate::new(pem).map_err(|error| {
+                    let place = config.value("backend.https.certificate");
+                    Refusal::Problems(vec![place.problem(error.to_string())])
+                })?;
+                Some(Arc::new(certificate))
+            }
+            None => None,
+        };
+        let service = service(&config, true).await?;
+        if !service.knows_callers {
+            tracing::warn!(
+                "nobody may call: every call is answered with 401; configure kubeAuthn.callers or backend.baseUrl"
+            );
+        }
+        let listener = Listener::bind(&backend, certificate.clone()).await?;
+        if let Some(certificate) = certificate {
+            tokio::spawn(reload(certificate, self.files.clone()));
+        }
+        Ok((service, listener))
+    }
+}
+
+/// Looks at the configuration again and again, for the certificate alone: whoever renews it writes its file anew.
+async fn reload(certificate: Arc<Certificate>, files: Vec<PathBuf>) {
+    loop {
+        tokio::time::sleep(RELOAD_EVERY).await;
+        let files = files.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let config = AppConfig::load(&files)?;
+            BackendConfig::read(&config)
+        });
+        match read.await {
+            Ok(Ok(backend)) => certificate.renew(backend.certificate.as_ref()),
+            Ok(Err(invalid)) => certificate.not_read(&Error::from(invalid)),
+            Err(_) => return,
+        }
+    }
+}
+
+/// SIGTERM and Ctrl-C.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| {
+            signal(kind).map_err(|source| {
+                Error::new(ErrorKind::Unexpected, "cannot listen for signals").with_source(source)
+            })
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => (),
+            _ = self.interrupt.recv() => (),
+        }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Kubernetes kills a pod 30 s after it told it to stop.
+const DRAIN_SECONDS: u64 = 25;
+/// A renewed certificate overlaps with the old one for days; reading the files costs a millisecond.
+const RELOAD_EVERY: Duration = Duration::from_secs(5);

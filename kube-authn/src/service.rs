@@ -1,0 +1,141 @@
+//! From an app-config to the routes that a program serves: callers, logins, access, routers.
+
+use std::sync::Arc;
+
+use kube_authn_clusters::{AppConfig, CallerConfig, EffectiveConfig, ExposeToken, OidcCaller};
+use kube_authn_core::{
+    CaBundle, ClientId, Error, ErrorKind, LoginConfig, Result, SystemClock, TlsTrust, TokenVault, Transport,
+};
+use kube_authn_http::{
+    BackstageCallers, Callers, ClusterAuth, ClusterLogin, HeaderCallers, Health, Metrics, OidcCallers,
+    PrincipalMapping, ProxyState, TokenExposure, axum::Router,
+};
+use kube_authn_oidc::IssuerClient;
+use kube_authn_providers::ClusterAuthProvider;
+
+use crate::assemble::{cluster_access, crypto_provider, vault, verifier};
+
+/// What `kube-authn serve` serves: all routes, and the state that their server asks when it stops.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Service {
+    /// All routes. Its server must offer upgrades, and `ConnectInfo<SocketAddr>` where a gateway names callers.
+    pub router: Router,
+    /// The Kubernetes proxy's state: exec, attach and port-forward are no requests any more once they run.
+    pub proxy: ProxyState,
+    /// Whether anybody may call at all; if not, every call is answered with 401.
+    pub knows_callers: bool,
+}
+
+/// The routes of an app-config: token API, Kubernetes proxy, cluster list, health. Call it once: with `metrics` it becomes
+/// the process's recorder of measurements and serves them at `/metrics`.
+///
+/// # Errors
+/// As [`vault`] and [`cluster_access`]; `ConfigInvalid` also if a caller's setting cannot be used.
+pub async fn service(config: &AppConfig, metrics: bool) -> Result<Service> {
+    let vault = vault(config).await?;
+    let access = cluster_access(config, vault.clone()).await?;
+    let effective = EffectiveConfig::read(config).await.into_valid()?;
+    let callers = callers(&effective.kube_authn.callers)?;
+
+    let mut health = Health::new().with_clusters(access.clone());
+    let mut cluster_auth = None;
+    if let Some(vault) = &vault {
+        let logins = logins(&effective, vault)?;
+        health = health.with_vault(vault.clone());
+        for login in &logins {
+            health = health.with_issuer(login.verifier.verifier().issuer().clone());
+        }
+        let exposure = exposure(effective.logins.expose_token())?;
+        cluster_auth = Some(ClusterAuth::new(vault.clone(), logins).with_exposure(exposure));
+    }
+    let metrics = metrics
+        .then(|| Metrics::install(Some(access.clone()), vault))
+        .transpose()?;
+    let proxy = ProxyState::new(access.clone(), callers.clone());
+    let routes = kube_authn_http::router(&access, &callers, cluster_auth, health, metrics);
+    Ok(Service {
+        router: routes.merge(kube_authn_http::proxy(proxy.clone())),
+        proxy,
+        knows_callers: !callers.is_empty(),
+    })
+}
+
+/// In the order of the configuration.
+fn callers(configured: &[CallerConfig]) -> Result<Callers> {
+    let mut callers = Callers::new();
+    for caller in configured {
+        callers = match caller {
+            CallerConfig::Backstage(portal) => {
+                let (transport, clock) = (transport(CaBundle::System)?, Arc::new(SystemClock));
+                let portal = BackstageCallers::new(&portal.base_url, PLUGIN_IDS, transport, clock)?;
+                callers.with(portal)
+            }
+            CallerConfig::Oidc(issuer) => callers.with(oidc(issuer)?),
+            CallerConfig::Header(gateway) => {
+                let peers = gateway.trusted_peers.clone();
+                let is_trusted = move |address| peers.iter().any(|range| range.contains(address));
+                callers.with(HeaderCallers::new(gateway.user.clone(), is_trusted))
+            }
+            // Whoever this is for would be left out in silence.
+            _ => return Err(unknown("kubeAuthn.callers[].type")),
+        };
+    }
+    Ok(callers)
+}
+
+fn oidc(configured: &OidcCaller) -> Result<OidcCallers> {
+    let issuer = IssuerClient::new(configured.issuer.clone(), transport(configured.ca.clone())?);
+    let audience = ClientId::new(&configured.audience)?;
+    let callers = OidcCallers::new(issuer, audience, Arc::new(SystemClock));
+    Ok(match &configured.principal {
+        Some(by) => callers.with_principal(PrincipalMapping::new(&by.claim, &by.kind, &by.namespace)?),
+        None => callers,
+    })
+}
+
+fn transport(ca: CaBundle) -> Result<Transport> {
+    Transport::new(crypto_provider(), TlsTrust::new(ca))
+}
+
+/// The clusters that take logins, by login: those with the same issuer and client share one, as they do in the vault.
+fn logins(effective: &EffectiveConfig, vault: &TokenVault) -> Result<Vec<ClusterLogin>> {
+    let mut logins: Vec<(LoginConfig, Vec<String>)> = Vec::new();
+    for cluster in &effective.clusters {
+        let name = cluster.name().as_str();
+        if cluster.auth_provider() != ClusterAuthProvider::NAME {
+            continue;
+        }
+        let Some(login) = effective.logins.for_cluster(name) else {
+            continue;
+        };
+        let same = |known: &LoginConfig| known.issuer == login.issuer && known.client_id == login.client_id;
+        match logins.iter_mut().find(|(known, _)| same(known)) {
+            Some((_, clusters)) => clusters.push(name.to_owned()),
+            None => logins.push((login.clone(), vec![name.to_owned()])),
+        }
+    }
+    logins
+        .into_iter()
+        .map(|(login, clusters)| Ok(ClusterLogin::new(verifier(login, vault)?, clusters)))
+        .collect()
+}
+
+fn exposure(configured: ExposeToken) -> Result<TokenExposure> {
+    match configured {
+        ExposeToken::Never => Ok(TokenExposure::Never),
+        ExposeToken::Service => Ok(TokenExposure::Service),
+        ExposeToken::User => Ok(TokenExposure::User),
+        _ => Err(unknown("clusterAuth.exposeToken")),
+    }
+}
+
+fn unknown(key: &str) -> Error {
+    Error::new(
+        ErrorKind::ConfigInvalid,
+        format!("the value of {key} is not in this build"),
+    )
+}
+
+/// The Backstage plugins whose routes ours are: their tokens are made out to these names.
+const PLUGIN_IDS: [&str; 2] = ["kubernetes", "cluster-auth"];
