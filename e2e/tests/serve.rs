@@ -1,0 +1,357 @@
+//! `kube-authn serve` between kubectl and a real API server: people work as themselves, over https.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the doors are those of the crates, not of what tests them"
+)]
+
+mod support;
+
+use std::{fs, path::PathBuf, process::Stdio, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::{Method, Request, header};
+use kube_authn_core::secrecy::ExposeSecret;
+use kube_authn_e2e::{Http, NODE, TestCluster, fixtures};
+use kube_authn_store::KeyRing;
+use serde_json::{Value, json};
+use support::{NO_LOGIN, OPENPORTAL, app_config, within};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    net::{TcpListener, TcpStream},
+    process::{Child, ChildStdout, Command},
+};
+
+#[tokio::test]
+async fn kubectl_reads_as_alice_and_as_nobody_else() {
+    let served = Served::start().await;
+    served.log_in().await;
+
+    let (code, pods, errors) = served
+        .kubectl(&["get", "pods", "-n", "team-a", "-o", "name"])
+        .await;
+    assert_eq!(
+        (code, pods.as_str()),
+        (0, "pod/shell\npod/web-0\npod/web-1\n"),
+        "{errors}"
+    );
+
+    let (code, who, errors) = served.kubectl(&["auth", "whoami", "-o", "json"]).await;
+    assert_eq!(code, 0, "{errors}");
+    let who: Value = serde_json::from_str(&who).unwrap();
+    assert_eq!(who["status"]["userInfo"]["username"], "alice@example.com");
+
+    let (code, _, errors) = served.kubectl(&["get", "pods", "-n", "team-b"]).await;
+    assert_eq!(code, 1);
+    assert!(
+        errors.contains("User \"alice@example.com\" cannot list resource"),
+        "{errors}"
+    );
+
+    let (code, pods, errors) = served
+        .kubectl(&["get", "pods", "-n", "team-a", "--as=bob@example.com"])
+        .await;
+    assert_eq!((code, pods.as_str()), (1, ""));
+    assert!(errors.contains("impersonation is not offered here"), "{errors}");
+}
+
+#[tokio::test]
+async fn kubectl_works_where_alice_may_edit() {
+    let served = Served::start().await;
+    served.log_in().await;
+    let (_watching, mut seen) = served.lines(&["get", "pods", "-n", "team-a-dev", "-w", "-o", "name"]);
+    let manifest = served.folder.path().join("pod.json");
+    fs::write(&manifest, POD.replace("NODE", NODE)).unwrap();
+
+    let (code, _, errors) = served
+        .kubectl(&["create", "-n", "team-a-dev", "-f", manifest.to_str().unwrap()])
+        .await;
+    assert_eq!(code, 0, "{errors}");
+    until(&mut seen, "pod/by-kubectl").await;
+    fixtures::running(
+        &served.cluster.client().await.unwrap(),
+        "team-a-dev",
+        "by-kubectl",
+    )
+    .await
+    .unwrap();
+
+    for websocket in ["true", "false"] {
+        let mut exec = served.command(&["exec", "-i", "-n", "team-a-dev", "by-kubectl", "--"]);
+        exec.args(["sh", "-c", "echo $HOSTNAME; cat; exit 3"])
+            .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websocket);
+        let (code, text, errors) = run(exec, "typed\n").await;
+        assert_eq!(
+            (code, text.as_str()),
+            (3, "by-kubectl\ntyped\n"),
+            "{websocket}: {errors}"
+        );
+    }
+
+    served.copies_a_file().await;
+    for websocket in ["true", "false"] {
+        served.forwards_a_port(websocket).await;
+    }
+    let (_following, mut log) = served.lines(&["logs", "-f", "-n", "team-a-dev", "by-kubectl"]);
+    until(&mut log, "started").await;
+
+    let (code, _, errors) = served
+        .kubectl(&["delete", "pod", "-n", "team-a-dev", "by-kubectl", "--timeout=30s"])
+        .await;
+    assert_eq!(code, 0, "{errors}");
+    let by_alice = served.cluster.audit_event(|event| {
+        event["verb"] == "create"
+            && event["objectRef"]["subresource"] == "exec"
+            && event["objectRef"]["name"] == "by-kubectl"
+            && event["user"]["username"] == "alice@example.com"
+    });
+    by_alice.await.unwrap();
+}
+
+#[tokio::test]
+async fn after_the_logout_the_next_request_says_how_to_log_in_again() {
+    let served = Served::start().await;
+    served.log_in().await;
+    let arguments = ["get", "pods", "-n", "team-a"];
+    let (code, _, errors) = served.kubectl(&arguments).await;
+    assert_eq!(code, 0, "{errors}");
+
+    let (status, answer) = served.api(Method::DELETE, "tokens", &Value::Null).await;
+    assert_eq!(
+        (status, &answer["message"]),
+        (200, &"Tokens deleted successfully".into())
+    );
+
+    let path = format!("{}/api/v1/namespaces/team-a/pods", served.proxy());
+    let (status, refusal) = served.send(Method::GET, &path, &Value::Null).await;
+    assert_eq!(
+        (status, &refusal["message"]),
+        (401, &NO_LOGIN.into()),
+        "{refusal}"
+    );
+    let (code, _, errors) = served.kubectl(&arguments).await;
+    assert_eq!(code, 1);
+    assert!(errors.contains(NO_LOGIN), "{errors}");
+}
+
+/// The program with seed 004's configuration, https, and alice's token of issuer A as a caller.
+struct Served {
+    cluster: &'static TestCluster,
+    folder: TempDir,
+    url: String,
+    caller: String,
+    _program: Child,
+}
+
+impl Served {
+    async fn start() -> Self {
+        let cluster = TestCluster::shared().await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let serving = cluster.authority().serving("kube-authn").unwrap();
+        serving.write(folder.path(), "serving").unwrap();
+        let mut config = app_config(cluster);
+        config["backend"] = json!({
+            "listen": "127.0.0.1:0",
+            "https": { "certificate": { "cert": { "$file": "serving.pem" }, "key": { "$file": "serving.key" } } },
+        });
+        config["kubeAuthn"]["callers"] = json!([{
+            "type": "oidc",
+            "issuer": cluster.issuer_a().url(),
+            "audience": "portal",
+            "caFile": cluster.ca_path(),
+            "principal": { "claim": "preferred_username" },
+        }]);
+        let file = folder.path().join("app-config.yaml");
+        fs::write(&file, config.to_string()).unwrap();
+        let key = KeyRing::random_key_base64().unwrap();
+        let mut program = Command::new(env!("CARGO_BIN_EXE_kube-authn-program"))
+            .args(["serve", "--config"])
+            .arg(&file)
+            .env("FOLDER", folder.path())
+            .env("CA_DATA", STANDARD.encode(cluster.ca_pem()))
+            .env("K8S_SA_TOKEN", "unused")
+            .env("KUBE_AUTHN_KEY", key.expose_secret())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
+        let line = within(LIMIT, "the start", lines.next_line())
+            .await
+            .unwrap()
+            .unwrap();
+        let url = line.strip_prefix("listening on ").unwrap().to_owned();
+        let caller = cluster.issuer_a().id_token("alice", "portal").await.unwrap();
+        Self {
+            cluster,
+            folder,
+            url,
+            caller,
+            _program: program,
+        }
+    }
+
+    /// Posts alice's tokens of issuer B.
+    async fn log_in(&self) {
+        let tokens = self
+            .cluster
+            .issuer_b()
+            .sign_in("alice", "kubernetes")
+            .await
+            .unwrap();
+        let (status, answer) = self.api(Method::POST, "tokens", &tokens).await;
+        assert_eq!(
+            (status, &answer["user"]),
+            (200, &"user:default/alice".into()),
+            "{answer}"
+        );
+    }
+
+    fn proxy(&self) -> String {
+        format!("{}/api/kubernetes/clusters/{OPENPORTAL}/proxy", self.url)
+    }
+
+    async fn api(&self, method: Method, route: &str, body: &Value) -> (u16, Value) {
+        self.send(method, &format!("{}/api/cluster-auth/{route}", self.url), body)
+            .await
+    }
+
+    async fn send(&self, method: Method, url: &str, body: &Value) -> (u16, Value) {
+        let request = Request::builder()
+            .method(method)
+            .uri(url)
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.caller))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Bytes::from(body.to_string()))
+            .unwrap();
+        let answer = Http::new(self.cluster.ca_pem())
+            .unwrap()
+            .send(request)
+            .await
+            .unwrap();
+        (
+            answer.status().as_u16(),
+            serde_json::from_slice(answer.body()).unwrap(),
+        )
+    }
+
+    /// The cluster's kubectl with a kubeconfig that knows the proxy and the caller's token alone.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.cluster.kubectl();
+        command
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("HOME", self.folder.path())
+            .args(arguments);
+        command
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        let file = self.folder.path().join("kubeconfig");
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{ "name": "portal", "cluster": {
+                "server": self.proxy(),
+                "certificate-authority-data": STANDARD.encode(self.cluster.ca_pem()),
+            }}],
+            "users": [{ "name": "alice", "user": { "token": self.caller } }],
+            "contexts": [{ "name": "portal", "context": { "cluster": "portal", "user": "alice" } }],
+            "current-context": "portal",
+        });
+        fs::write(&file, config.to_string()).unwrap();
+        file
+    }
+
+    async fn kubectl(&self, arguments: &[&str]) -> (i32, String, String) {
+        run(self.command(arguments), "").await
+    }
+
+    /// A kubectl that keeps running, and what it prints.
+    fn lines(&self, arguments: &[&str]) -> (Child, Lines<BufReader<ChildStdout>>) {
+        let mut command = self.command(arguments);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        (child, lines)
+    }
+
+    async fn copies_a_file(&self) {
+        let (from, to) = (self.folder.path().join("from"), self.folder.path().join("to"));
+        let content: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        fs::write(&from, &content).unwrap();
+        let target = format!("team-a-dev/by-kubectl:{}", to.display());
+        let (code, _, errors) = self.kubectl(&["cp", from.to_str().unwrap(), &target]).await;
+        assert_eq!(code, 0, "{errors}");
+        assert!(fs::read(&to).unwrap() == content, "the copy differs");
+    }
+
+    async fn forwards_a_port(&self, websocket: &str) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = format!(":{}", listener.local_addr().unwrap().port());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.write_all(b"from the pod").await.unwrap();
+            }
+        });
+        let mut command = self.command(&["port-forward", "-n", "team-a-dev", "by-kubectl"]);
+        command
+            .args(["--address=127.0.0.1", &target])
+            .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websocket);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        // `Forwarding from 127.0.0.1:40001 -> 8080`
+        let line = until(&mut lines, " -> ").await;
+        let (from, _) = line.split_once(" -> ").unwrap();
+        let (_, port) = from.rsplit_once(':').unwrap();
+        let mut text = String::new();
+        let mut stream = TcpStream::connect(("127.0.0.1", port.parse::<u16>().unwrap()))
+            .await
+            .unwrap();
+        within(LIMIT, "the pod's answer", stream.read_to_string(&mut text))
+            .await
+            .unwrap();
+        assert_eq!(text, "from the pod", "websocket: {websocket}");
+    }
+}
+
+async fn until(lines: &mut Lines<BufReader<ChildStdout>>, text: &str) -> String {
+    within(LIMIT, text, async {
+        loop {
+            let line = lines.next_line().await.unwrap().unwrap();
+            if line.contains(text) {
+                return line;
+            }
+        }
+    })
+    .await
+}
+
+/// Exit code, standard output and standard error.
+async fn run(mut command: Command, input: &str) -> (i32, String, String) {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Not every command reads it.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes()).await;
+    let output = within(LIMIT, "kubectl", child.wait_with_output()).await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code().unwrap(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+const POD: &str = r#"{
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": { "name": "by-kubectl" },
+    "spec": { "nodeName": "NODE", "containers": [{ "name": "main", "image": "echo", "stdin": true }] }
+}"#;
+
+/// Twenty times what anything here takes on an idle machine.
+const LIMIT: Duration = Duration::from_secs(60);

@@ -1,0 +1,588 @@
+//! `kube-authn serve` as people run it: a process, sockets, signals.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the doors are those of the library, not of what tests the program"
+)]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+#[test]
+fn plain_backstage_file_starts_without_store_and_key() {
+    let folder = tempfile::tempdir().unwrap();
+
+    let program = Program::start(&folder, &json!({ "backend": { "listen": "127.0.0.1:0" } }));
+
+    assert_eq!(program.scheme, "http");
+    let answer = program.get("/healthz", &[]);
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.ends_with("{\"status\":\"ok\"}"), "{answer}");
+    let files: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+}
+
+#[test]
+fn nobody_is_known_where_no_caller_is_configured_and_the_start_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::start(&folder, &json!({ "backend": { "listen": "127.0.0.1:0" } }));
+
+    for path in ["/api/kubernetes/clusters", "/api/kubernetes/proxy/api"] {
+        for lines in [
+            &[][..],
+            &["X-Forwarded-User: alice"],
+            &["Authorization: Bearer a.b.c"],
+        ] {
+            let answer = program.get(path, lines);
+            assert!(answer.starts_with("HTTP/1.1 401 "), "{path}: {answer}");
+        }
+    }
+
+    assert!(program.told("nobody may call: every call is answered with 401"));
+}
+
+#[test]
+fn errors_that_check_lists_refuse_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({
+        "backend": { "listen": "here", "https": true },
+        "kubernetes": { "clusterLocatorMethods": [{ "type": "config", "clusters": [
+            { "name": "a", "url": "nowhere", "authProvider": "serviceAccount" },
+            { "name": "b", "url": "https://b", "authProvider": "unheard-of" },
+        ]}]},
+        "kubeAuthn": { "calers": [] },
+    });
+
+    let (code, text) = refused(&folder, &config);
+
+    assert_eq!(code, Some(1), "{text}");
+    for (key, said) in [
+        ("kubernetes.clusterLocatorMethods[0].clusters[0].url", "the url is no URL"),
+        ("kubernetes.clusterLocatorMethods[0].clusters[1]", "unheard-of"),
+        ("kubeAuthn.calers", "did you mean 'callers'?"),
+        ("backend.listen", "Unable to parse listen address here"),
+        ("backend.https", "'backend.https.certificate.cert'"),
+    ] {
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("error ") && line.contains(&format!(" {key}")))
+            .unwrap_or_else(|| panic!("{key} is not listed:\n{text}"));
+        assert!(line.contains(said) && line.contains("app-config.yaml"), "{line}");
+    }
+}
+
+#[test]
+fn logins_without_a_key_refuse_the_start_and_name_keygen() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({
+        "backend": { "listen": "127.0.0.1:0" },
+        "clusterAuth": { "issuer": "https://login.example.com/", "clientId": "kubernetes" },
+        "kubernetes": { "clusterLocatorMethods": [{ "type": "config", "clusters": [
+            { "name": "a", "url": "https://a.example.com", "authProvider": "clusterAuth" },
+        ]}]},
+    });
+
+    let (code, text) = refused(&folder, &config);
+
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("kubeAuthn.encryption.keys") && text.contains("kube-authn keygen"),
+        "{text}"
+    );
+    assert!(!folder.path().join("kube-authn.db").exists());
+}
+
+#[test]
+fn certificate_that_is_none_or_does_not_fit_its_key_refuses_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = (Authority::new().issue(), Authority::new().issue());
+
+    for (certificate, key) in [
+        ("certificate.pem", &one.1),
+        (one.0.as_str(), &"key.pem".to_owned()),
+        (one.0.as_str(), &other.1),
+    ] {
+        let config = json!({ "backend": {
+            "listen": "127.0.0.1:0",
+            "https": { "certificate": { "cert": certificate, "key": key } },
+        }});
+        let (code, text) = refused(&folder, &config);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains("backend.https.certificate"), "{text}");
+        assert!(!text.contains("PRIVATE KEY-----"), "{text}");
+    }
+}
+
+#[test]
+fn port_in_use_is_named_with_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap();
+
+    let (code, text) = refused(&folder, &json!({ "backend": { "listen": address.to_string() } }));
+
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("backend.listen") && text.contains(&address.to_string()),
+        "{text}"
+    );
+}
+
+#[test]
+fn renewed_certificate_is_shown_and_a_broken_one_leaves_it_in_force() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (Authority::new(), Authority::new());
+    let write = |pair: &(String, String)| {
+        fs::write(folder.path().join("cert.pem"), &pair.0).unwrap();
+        fs::write(folder.path().join("key.pem"), &pair.1).unwrap();
+    };
+    write(&first.issue());
+    let config = json!({ "backend": {
+        "listen": "127.0.0.1:0",
+        "https": { "certificate": { "cert": { "$file": "cert.pem" }, "key": { "$file": "key.pem" } } },
+    }});
+    let program = Program::start(&folder, &config);
+    assert_eq!(program.scheme, "https");
+    assert_eq!(program.protocol(&first).as_deref(), Ok("h2"));
+    assert!(program.protocol(&second).is_err());
+
+    write(&second.issue());
+    eventually(|| program.protocol(&second).is_ok());
+    assert!(program.protocol(&first).is_err());
+
+    fs::write(folder.path().join("cert.pem"), "no certificate").unwrap();
+    eventually(|| program.told("the old one stays in force"));
+    assert_eq!(program.protocol(&second).as_deref(), Ok("h2"));
+}
+
+#[test]
+fn caller_whom_a_trusted_gateway_names_reaches_the_cluster() {
+    let folder = tempfile::tempdir().unwrap();
+    let api_server = ApiServer::start(Duration::ZERO);
+    let program = Program::start(&folder, &api_server.config(&folder, "127.0.0.1/32"));
+
+    let alice = program.get(PODS, &["X-Forwarded-User: alice"]);
+    let nobody = program.get(PODS, &[]);
+    let listed = program.get("/api/kubernetes/clusters", &["X-Forwarded-User: alice"]);
+
+    assert!(
+        alice.starts_with("HTTP/1.1 200 OK\r\n") && alice.contains("PodList"),
+        "{alice}"
+    );
+    assert!(
+        nobody.starts_with("HTTP/1.1 401 ") && nobody.contains("Missing credentials"),
+        "{nobody}"
+    );
+    assert!(listed.contains("\"name\":\"loopback\""), "{listed}");
+    let seen = api_server.seen();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    let head = seen[0].to_ascii_lowercase();
+    assert!(
+        head.starts_with("get /api/v1/pods?limit=1 http/1.1\r\n"),
+        "{head}"
+    );
+    assert!(
+        head.contains("\r\nauthorization: bearer robot-token\r\n"),
+        "{head}"
+    );
+    assert!(!head.contains("x-forwarded"), "{head}");
+    let metrics = program.get("/metrics", &[]);
+    assert!(
+        metrics
+            .lines()
+            .any(|line| line.starts_with("kube_authn_requests_total{")
+                && line.contains("cluster=\"loopback\"")
+                && line.contains("outcome=\"2xx\"")),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn gateway_that_is_not_trusted_names_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let api_server = ApiServer::start(Duration::ZERO);
+    let program = Program::start(&folder, &api_server.config(&folder, "127.0.0.2/32"));
+
+    let answer = program.get(PODS, &["X-Forwarded-User: alice"]);
+
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    assert_eq!(api_server.seen(), [""; 0]);
+}
+
+#[test]
+fn stop_lets_a_slow_request_finish_and_accepts_nobody_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let api_server = ApiServer::start(Duration::from_secs(2));
+    let mut program = Program::start(&folder, &api_server.config(&folder, "127.0.0.1"));
+    let client = program.client();
+    let asked = thread::spawn(move || client.get(PODS, &["X-Forwarded-User: alice"]));
+    eventually(|| api_server.seen().len() == 1);
+
+    program.signal("TERM");
+    eventually(|| TcpStream::connect(("127.0.0.1", program.port)).is_err());
+
+    let answer = asked.join().unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("PodList"),
+        "{answer}"
+    );
+    assert_eq!(program.end().code(), Some(0));
+}
+
+#[test]
+fn requests_that_outlast_the_drain_are_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let api_server = ApiServer::start(Duration::from_secs(60));
+    let config = api_server.config(&folder, "127.0.0.1");
+    let mut program = Program::start_with(&folder, &config, &["--drain", "1"]);
+    let client = program.client();
+    let asked = thread::spawn(move || client.get(PODS, &["X-Forwarded-User: alice"]));
+    eventually(|| api_server.seen().len() == 1);
+
+    program.signal("TERM");
+
+    assert_eq!(program.end().code(), Some(0));
+    assert_eq!(asked.join().unwrap(), "");
+    assert!(program.told("the rest is cut off"));
+}
+
+#[test]
+fn second_signal_ends_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let api_server = ApiServer::start(Duration::from_secs(60));
+    let config = api_server.config(&folder, "127.0.0.1");
+    let mut program = Program::start_with(&folder, &config, &["--drain", "3600"]);
+    let client = program.client();
+    let asked = thread::spawn(move || client.get(PODS, &["X-Forwarded-User: alice"]));
+    eventually(|| api_server.seen().len() == 1);
+
+    program.signal("INT");
+    eventually(|| TcpStream::connect(("127.0.0.1", program.port)).is_err());
+    program.signal("TERM");
+
+    assert_eq!(program.end().code(), Some(0));
+    assert_eq!(asked.join().unwrap(), "");
+}
+
+#[test]
+fn head_of_a_mebibyte_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::start(&folder, &json!({ "backend": { "listen": "127.0.0.1:0" } }));
+    let mut stream = TcpStream::connect(("127.0.0.1", program.port)).unwrap();
+    let line = format!(
+        "GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: {}",
+        "a".repeat(1 << 20)
+    );
+
+    // It may be cut off before all of it is sent.
+    let _ = stream.write_all(line.as_bytes());
+    let mut answer = [0; 12];
+    let read = stream.read(&mut answer).unwrap_or(0);
+
+    assert!(read == 0 || &answer == b"HTTP/1.1 431", "{answer:?}");
+    assert!(program.get("/healthz", &[]).starts_with("HTTP/1.1 200 "));
+}
+
+const PODS: &str = "/api/kubernetes/clusters/loopback/proxy/api/v1/pods?limit=1";
+
+/// The program, listening.
+struct Program {
+    child: Child,
+    scheme: String,
+    port: u16,
+    errors: Arc<Mutex<String>>,
+}
+
+impl Program {
+    fn start(folder: &TempDir, config: &Value) -> Self {
+        Self::start_with(folder, config, &[])
+    }
+
+    fn start_with(folder: &TempDir, config: &Value, arguments: &[&str]) -> Self {
+        let mut child = command(folder, config).args(arguments).spawn().unwrap();
+        let errors = Arc::new(Mutex::new(String::new()));
+        let (mut pipe, kept) = (child.stderr.take().unwrap(), errors.clone());
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(read @ 1..) = pipe.read(&mut bytes) {
+                kept.lock()
+                    .unwrap()
+                    .push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+        });
+        let mut line = String::new();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        output.read_line(&mut line).unwrap();
+        let url = line
+            .strip_prefix("listening on ")
+            .unwrap_or_else(|| panic!("not started: {line}{}", errors.lock().unwrap()));
+        let (scheme, rest) = url.trim_end().split_once("://127.0.0.1:").unwrap();
+        Self {
+            child,
+            scheme: scheme.to_owned(),
+            port: rest.parse().unwrap(),
+            errors,
+        }
+    }
+
+    fn client(&self) -> Client {
+        Client { port: self.port }
+    }
+
+    fn get(&self, path: &str, lines: &[&str]) -> String {
+        self.client().get(path, lines)
+    }
+
+    /// Which protocol a client that trusts this authority alone agrees on.
+    fn protocol(&self, authority: &Authority) -> Result<String, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.certificate.clone()).unwrap();
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let mut tls = ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        while tls.is_handshaking() {
+            if let Err(error) = tls.complete_io(&mut stream) {
+                assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
+                return Err(rustls::Error::General(error.to_string()));
+            }
+        }
+        Ok(String::from_utf8(tls.alpn_protocol().unwrap_or_default().to_vec()).unwrap())
+    }
+
+    /// Whether this stands on standard error, now or soon.
+    fn told(&self, text: &str) -> bool {
+        let begin = Instant::now();
+        while !self.errors.lock().unwrap().contains(text) {
+            if begin.elapsed() > Duration::from_secs(1) {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        true
+    }
+
+    fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Waits for the end, which is near.
+    fn end(&mut self) -> ExitStatus {
+        let begin = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(begin.elapsed() < LIMIT, "still running");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let errors = self.errors.lock().unwrap();
+        assert!(thread::panicking() || !errors.contains("panicked"), "{errors}");
+    }
+}
+
+/// Asks over plain HTTP, one connection per request.
+struct Client {
+    port: u16,
+}
+
+impl Client {
+    /// The whole answer, head and body; empty if the connection was cut.
+    fn get(&self, path: &str, lines: &[&str]) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lines}\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8(answer).unwrap()
+    }
+}
+
+/// Runs until it has refused to start: exit code and standard error.
+fn refused(folder: &TempDir, config: &Value) -> (Option<i32>, String) {
+    let output = command(folder, config).output().unwrap();
+    assert_eq!(output.stdout, b"");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!text.contains("panicked"), "{text}");
+    (output.status.code(), text)
+}
+
+/// JSON is YAML.
+fn command(folder: &TempDir, config: &Value) -> Command {
+    fs::write(folder.path().join("app-config.yaml"), config.to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kube-authn"));
+    command
+        .args(["serve", "--config", "app-config.yaml"])
+        .current_dir(folder.path())
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// A TLS server on loopback that answers every request with one list, after a while.
+struct ApiServer {
+    authority: Authority,
+    port: u16,
+    heads: mpsc::Receiver<String>,
+    seen: Mutex<Vec<String>>,
+}
+
+impl ApiServer {
+    fn start(delay: Duration) -> Self {
+        let authority = Authority::new();
+        let (certificate, key) = authority.issue();
+        let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
+            .unwrap();
+        let config = Arc::new(config);
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let (tell, heads) = mpsc::channel();
+        thread::spawn(move || {
+            for stream in socket.incoming() {
+                let (config, tell) = (config.clone(), tell.clone());
+                thread::spawn(move || answer(stream.unwrap(), config, &tell, delay));
+            }
+        });
+        Self {
+            authority,
+            port,
+            heads,
+            seen: Mutex::default(),
+        }
+    }
+
+    /// The heads of all requests so far.
+    fn seen(&self) -> Vec<String> {
+        let mut seen = self.seen.lock().unwrap();
+        seen.extend(self.heads.try_iter());
+        seen.clone()
+    }
+
+    /// An app-config with this one cluster, and a gateway that names callers.
+    fn config(&self, folder: &TempDir, trusted: &str) -> Value {
+        let ca = folder.path().join("ca.pem");
+        fs::write(&ca, &self.authority.pem).unwrap();
+        self.config_with(&ca, trusted)
+    }
+
+    fn config_with(&self, ca: &Path, trusted: &str) -> Value {
+        json!({
+            "backend": { "listen": { "host": "127.0.0.1", "port": 0 } },
+            "kubernetes": { "clusterLocatorMethods": [{ "type": "config", "clusters": [{
+                "name": "loopback",
+                "url": format!("https://127.0.0.1:{}", self.port),
+                "caFile": ca,
+                "authProvider": "serviceAccount",
+                "serviceAccountToken": "robot-token",
+            }]}]},
+            "kubeAuthn": { "callers": [
+                { "type": "header", "trustedPeers": [trusted], "user": "X-Forwarded-User" },
+            ]},
+        })
+    }
+}
+
+/// Answers requests of one connection, one after the other.
+fn answer(stream: TcpStream, config: Arc<ServerConfig>, tell: &mpsc::Sender<String>, delay: Duration) {
+    let mut stream = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while let Ok(1) = stream.read(&mut byte) {
+        head.push(byte[0]);
+        if !head.ends_with(b"\r\n\r\n") {
+            continue;
+        }
+        let _ = tell.send(String::from_utf8(std::mem::take(&mut head)).unwrap());
+        thread::sleep(delay);
+        let body = json!({ "kind": "PodList", "items": [] }).to_string();
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        if stream.write_all(answer.as_bytes()).is_err() || stream.flush().is_err() {
+            return;
+        }
+    }
+}
+
+/// A certificate authority of one test.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+    pem: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        Self {
+            certificate: certificate.der().clone(),
+            pem: certificate.pem(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// Certificate and key of `127.0.0.1`, PEM.
+    fn issue(&self) -> (String, String) {
+        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn eventually(is: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !is() {
+        assert!(begin.elapsed() < LIMIT, "not in time");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Far longer than anything here takes, the five seconds between two looks at the certificate included.
+const LIMIT: Duration = Duration::from_secs(30);
