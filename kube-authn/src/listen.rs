@@ -22,6 +22,7 @@ use kube_authn::Service;
 use kube_authn_clusters::BackendConfig;
 use kube_authn_core::{Error, ErrorKind, Result};
 use kube_authn_http::axum::{Router, body::Body, extract::ConnectInfo};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -163,6 +164,18 @@ async fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
     match TcpListener::bind((IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)).await {
         Err(error) if error.kind() != io::ErrorKind::AddrInUse => TcpListener::bind(("0.0.0.0", port)).await,
         bound => bound,
+    }
+}
+
+/// The soft limit of open files is low for programs that use `select`; we may have as many as the system lets us.
+pub(crate) fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
     }
 }
 

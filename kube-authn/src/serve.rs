@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     check::error_line,
-    listen::{Listener, tls::Certificate},
+    listen::{Listener, raise_file_limit, tls::Certificate},
 };
 
 /// Reads the files in layers, later ones over earlier ones, and serves until SIGTERM or Ctrl-C.
@@ -53,9 +53,12 @@ impl Serve {
     }
 
     async fn serve(&self) -> Result<(), Refusal> {
-        // Before anything that takes long: a signal meanwhile is not lost.
         let mut signals = Signals::new()?;
-        let (service, listener) = self.start().await?;
+        raise_file_limit();
+        let (service, listener) = tokio::select! {
+            started = self.start() => started?,
+            () = signals.next() => return Ok(()),
+        };
         listener.announce()?;
 
         let (told, stop) = oneshot::channel();

@@ -74,7 +74,10 @@ fn errors_that_check_lists_refuse_the_start() {
 
     assert_eq!(code, Some(1), "{text}");
     for (key, said) in [
-        ("kubernetes.clusterLocatorMethods[0].clusters[0].url", "the url is no URL"),
+        (
+            "kubernetes.clusterLocatorMethods[0].clusters[0].url",
+            "the url is no URL",
+        ),
         ("kubernetes.clusterLocatorMethods[0].clusters[1]", "unheard-of"),
         ("kubeAuthn.calers", "did you mean 'callers'?"),
         ("backend.listen", "Unable to parse listen address here"),
