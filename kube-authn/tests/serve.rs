@@ -303,6 +303,35 @@ fn head_of_a_mebibyte_is_refused() {
     assert!(program.get("/healthz", &[]).starts_with("HTTP/1.1 200 "));
 }
 
+#[test]
+fn half_open_clients_are_cut_off_and_nobody_waits_for_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::start(&folder, &json!({ "backend": { "listen": "127.0.0.1:0" } }));
+    let begin = Instant::now();
+    let open = |sent: &[u8]| {
+        let mut stream = TcpStream::connect(("127.0.0.1", program.port)).unwrap();
+        stream.write_all(sent).unwrap();
+        stream.set_read_timeout(Some(2 * LIMIT)).unwrap();
+        stream
+    };
+
+    // Nothing, less than it takes to tell the protocols apart, half a head, a preface and no request.
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let silent: Vec<_> = (0..200)
+        .flat_map(|_| [&b""[..], b"PRI", b"GET /healthz HTTP/1.1\r\nHost", preface])
+        .map(open)
+        .collect();
+
+    assert!(program.get("/healthz", &[]).starts_with("HTTP/1.1 200 "));
+    assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
+    for mut stream in silent {
+        let mut rest = Vec::new();
+        if let Err(error) = stream.read_to_end(&mut rest) {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "still open");
+        }
+    }
+}
+
 const PODS: &str = "/api/kubernetes/clusters/loopback/proxy/api/v1/pods?limit=1";
 
 /// The program, listening.
