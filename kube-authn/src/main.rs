@@ -5,7 +5,7 @@
     reason = "a program talks to people"
 )]
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     // Whoever opens TLS connections in this process uses this one provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
