@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use kube_authn_clusters::{AppConfig, EffectiveConfig, Logins, StoreConfig};
 use kube_authn_core::{
     CachingProvider, ClusterAccess, ClusterDetails, Clusters, Error, ErrorKind, KubernetesAuthProvider,
-    LoginConfig, ProviderRegistry, Result, SystemClock, TlsTrust, TokenVault, Transport, UpstreamPool,
+    LoginConfig, ProviderRegistry, Result, SystemClock, TokenVault, UpstreamPool,
 };
 use kube_authn_oidc::{IssuerClient, LoginVerifier};
 use kube_authn_providers::{ClusterAuthProvider, ServiceAccountProvider, default_registry};
@@ -16,8 +16,7 @@ use rustls::crypto::CryptoProvider;
 ///
 /// Clusters that no built-in strategy can serve are among the problems.
 pub async fn effective_config(config: &AppConfig) -> EffectiveConfig {
-    let registry = default_registry();
-    checked(config, &registry, true).await
+    checked(EffectiveConfig::read(config).await, &default_registry(), true)
 }
 
 /// The users' logins: `kubeAuthn.store`, sealed with `kubeAuthn.encryption`. `None` if no cluster takes logins.
@@ -73,15 +72,15 @@ pub async fn cluster_access_with(
     vault: Option<TokenVault>,
     register: impl FnOnce(ProviderRegistry) -> ProviderRegistry,
 ) -> Result<ClusterAccess> {
+    let effective = EffectiveConfig::read(config).await;
     let takes_logins = vault.is_some();
     let mut registry = default_registry();
     if let Some(vault) = vault {
-        let logins = EffectiveConfig::read(config).await.logins;
-        registry = registry.with(cluster_auth(vault, &logins));
+        registry = registry.with(cluster_auth(vault, &effective.logins));
     }
     let registry = register(registry);
 
-    let effective = checked(config, &registry, !takes_logins).await.into_valid()?;
+    let effective = checked(effective, &registry, !takes_logins).into_valid()?;
     if effective.uses_cluster_auth() && !takes_logins {
         return Err(Error::new(
             ErrorKind::ConfigInvalid,
@@ -136,8 +135,7 @@ pub async fn login_verifier(config: &AppConfig, vault: &TokenVault, cluster: &st
 
 /// With an issuer client of its own.
 pub(crate) fn verifier(login: LoginConfig, vault: &TokenVault) -> Result<LoginVerifier> {
-    let transport = Transport::new(crypto_provider(), TlsTrust::new(login.ca.clone()))?;
-    let issuer = IssuerClient::new(login.issuer.clone(), transport);
+    let issuer = IssuerClient::of_login(&login, crypto_provider())?;
     Ok(LoginVerifier::new(
         login,
         issuer,
@@ -146,14 +144,13 @@ pub(crate) fn verifier(login: LoginConfig, vault: &TokenVault) -> Result<LoginVe
     ))
 }
 
-/// Reads everything and lets the strategies look at their clusters. `clusterAuth` needs a vault to exist; where there is
-/// none, `EffectiveConfig` itself has checked its clusters.
-async fn checked(
-    config: &AppConfig,
+/// Lets the strategies look at their clusters. `clusterAuth` needs a vault to exist; where there is none,
+/// `EffectiveConfig` itself has checked its clusters.
+fn checked(
+    mut effective: EffectiveConfig,
     registry: &ProviderRegistry,
     pass_cluster_auth: bool,
 ) -> EffectiveConfig {
-    let mut effective = EffectiveConfig::read(config).await;
     effective.validate_with(|cluster| {
         match pass_cluster_auth && cluster.auth_provider() == ClusterAuthProvider::NAME {
             true => Vec::new(),
