@@ -12,6 +12,7 @@ pub mod fixtures;
 mod http;
 mod issuer;
 mod process;
+mod served;
 mod settings;
 mod tools;
 
@@ -21,4 +22,5 @@ pub use cluster::{NODE, Options, TestCluster};
 pub use error::{Error, Result};
 pub use http::Http;
 pub use issuer::Issuer;
+pub use served::{Caller, Serve, Served, write_private};
 pub use tools::{KUBERNETES_VERSION, Tools, cache_folder};

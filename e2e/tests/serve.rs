@@ -7,13 +7,12 @@
 
 mod support;
 
-use std::{fs, path::PathBuf, process::Stdio, time::Duration};
+use std::{fs, path::Path, process::Stdio, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use bytes::Bytes;
-use http::{Method, Request, header};
-use kube_authn_core::secrecy::ExposeSecret;
-use kube_authn_e2e::{Http, NODE, TestCluster, fixtures};
+use http::Request;
+use kube_authn_core::{Secret, secrecy::ExposeSecret};
+use kube_authn_e2e::{Caller, NODE, Serve, Served, TestCluster, fixtures};
 use kube_authn_store::KeyRing;
 use serde_json::{Value, json};
 use support::{NO_LOGIN, OPENPORTAL, app_config, within};
@@ -26,10 +25,10 @@ use tokio::{
 
 #[tokio::test]
 async fn kubectl_reads_as_alice_and_as_nobody_else() {
-    let served = Served::start().await;
-    served.log_in().await;
+    let stage = Stage::new().await;
+    stage.log_in().await;
 
-    let (code, pods, errors) = served
+    let (code, pods, errors) = stage
         .kubectl(&["get", "pods", "-n", "team-a", "-o", "name"])
         .await;
     assert_eq!(
@@ -38,19 +37,19 @@ async fn kubectl_reads_as_alice_and_as_nobody_else() {
         "{errors}"
     );
 
-    let (code, who, errors) = served.kubectl(&["auth", "whoami", "-o", "json"]).await;
+    let (code, who, errors) = stage.kubectl(&["auth", "whoami", "-o", "json"]).await;
     assert_eq!(code, 0, "{errors}");
     let who: Value = serde_json::from_str(&who).unwrap();
     assert_eq!(who["status"]["userInfo"]["username"], "alice@example.com");
 
-    let (code, _, errors) = served.kubectl(&["get", "pods", "-n", "team-b"]).await;
+    let (code, _, errors) = stage.kubectl(&["get", "pods", "-n", "team-b"]).await;
     assert_eq!(code, 1);
     assert!(
         errors.contains("User \"alice@example.com\" cannot list resource"),
         "{errors}"
     );
 
-    let (code, pods, errors) = served
+    let (code, pods, errors) = stage
         .kubectl(&["get", "pods", "-n", "team-a", "--as=bob@example.com"])
         .await;
     assert_eq!((code, pods.as_str()), (1, ""));
@@ -59,27 +58,23 @@ async fn kubectl_reads_as_alice_and_as_nobody_else() {
 
 #[tokio::test]
 async fn kubectl_works_where_alice_may_edit() {
-    let served = Served::start().await;
-    served.log_in().await;
-    let (_watching, mut seen) = served.lines(&["get", "pods", "-n", "team-a-dev", "-w", "-o", "name"]);
-    let manifest = served.folder.path().join("pod.json");
+    let stage = Stage::new().await;
+    stage.log_in().await;
+    let (_watching, mut seen) = stage.lines(&["get", "pods", "-n", "team-a-dev", "-w", "-o", "name"]);
+    let manifest = stage.folder.path().join("pod.json");
     fs::write(&manifest, POD.replace("NODE", NODE)).unwrap();
 
-    let (code, _, errors) = served
+    let (code, _, errors) = stage
         .kubectl(&["create", "-n", "team-a-dev", "-f", manifest.to_str().unwrap()])
         .await;
     assert_eq!(code, 0, "{errors}");
     until(&mut seen, "pod/by-kubectl").await;
-    fixtures::running(
-        &served.cluster.client().await.unwrap(),
-        "team-a-dev",
-        "by-kubectl",
-    )
-    .await
-    .unwrap();
+    fixtures::running(&stage.cluster.client().await.unwrap(), "team-a-dev", "by-kubectl")
+        .await
+        .unwrap();
 
     for websocket in ["true", "false"] {
-        let mut exec = served.command(&["exec", "-i", "-n", "team-a-dev", "by-kubectl", "--"]);
+        let mut exec = stage.command(&["exec", "-i", "-n", "team-a-dev", "by-kubectl", "--"]);
         exec.args(["sh", "-c", "echo $HOSTNAME; cat; exit 3"])
             .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websocket);
         let (code, text, errors) = run(exec, "typed\n").await;
@@ -90,18 +85,18 @@ async fn kubectl_works_where_alice_may_edit() {
         );
     }
 
-    served.copies_a_file().await;
+    stage.copies_a_file().await;
     for websocket in ["true", "false"] {
-        served.forwards_a_port(websocket).await;
+        stage.forwards_a_port(websocket).await;
     }
-    let (_following, mut log) = served.lines(&["logs", "-f", "-n", "team-a-dev", "by-kubectl"]);
+    let (_following, mut log) = stage.lines(&["logs", "-f", "-n", "team-a-dev", "by-kubectl"]);
     until(&mut log, "started").await;
 
-    let (code, _, errors) = served
+    let (code, _, errors) = stage
         .kubectl(&["delete", "pod", "-n", "team-a-dev", "by-kubectl", "--timeout=30s"])
         .await;
     assert_eq!(code, 0, "{errors}");
-    let by_alice = served.cluster.audit_event(|event| {
+    let by_alice = stage.cluster.audit_event(|event| {
         event["verb"] == "create"
             && event["objectRef"]["subresource"] == "exec"
             && event["objectRef"]["name"] == "by-kubectl"
@@ -112,41 +107,41 @@ async fn kubectl_works_where_alice_may_edit() {
 
 #[tokio::test]
 async fn after_the_logout_the_next_request_says_how_to_log_in_again() {
-    let served = Served::start().await;
-    served.log_in().await;
+    let stage = Stage::new().await;
+    stage.log_in().await;
     let arguments = ["get", "pods", "-n", "team-a"];
-    let (code, _, errors) = served.kubectl(&arguments).await;
+    let (code, _, errors) = stage.kubectl(&arguments).await;
     assert_eq!(code, 0, "{errors}");
 
-    let (status, answer) = served.api(Method::DELETE, "tokens", &Value::Null).await;
+    let logout = Request::delete("/api/cluster-auth/tokens");
+    let (status, answer) = stage.alice.send(logout, &Value::Null).await.unwrap();
     assert_eq!(
         (status, &answer["message"]),
         (200, &"Tokens deleted successfully".into())
     );
 
-    let path = format!("{}/api/v1/namespaces/team-a/pods", served.proxy());
-    let (status, refusal) = served.send(Method::GET, &path, &Value::Null).await;
+    let path = format!("/api/kubernetes/clusters/{OPENPORTAL}/proxy/api/v1/namespaces/team-a/pods");
+    let (status, refusal) = stage.alice.get(&path).await.unwrap();
     assert_eq!(
         (status, &refusal["message"]),
         (401, &NO_LOGIN.into()),
         "{refusal}"
     );
-    let (code, _, errors) = served.kubectl(&arguments).await;
+    let (code, _, errors) = stage.kubectl(&arguments).await;
     assert_eq!(code, 1);
     assert!(errors.contains(NO_LOGIN), "{errors}");
 }
 
 /// The program with seed 004's configuration, https, and alice's token of issuer A as a caller.
-struct Served {
+struct Stage {
     cluster: &'static TestCluster,
     folder: TempDir,
-    url: String,
-    caller: String,
-    _program: Child,
+    alice: Caller,
+    _served: Served,
 }
 
-impl Served {
-    async fn start() -> Self {
+impl Stage {
+    async fn new() -> Self {
         let cluster = TestCluster::shared().await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let serving = cluster.authority().serving("kube-authn").unwrap();
@@ -166,30 +161,26 @@ impl Served {
         let file = folder.path().join("app-config.yaml");
         fs::write(&file, config.to_string()).unwrap();
         let key = KeyRing::random_key_base64().unwrap();
-        let mut program = Command::new(env!("CARGO_BIN_EXE_kube-authn-program"))
-            .args(["serve", "--config"])
-            .arg(&file)
-            .env("FOLDER", folder.path())
-            .env("CA_DATA", STANDARD.encode(cluster.ca_pem()))
-            .env("K8S_SA_TOKEN", "unused")
-            .env("KUBE_AUTHN_KEY", key.expose_secret())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
-        let line = within(LIMIT, "the start", lines.next_line())
-            .await
-            .unwrap()
-            .unwrap();
-        let url = line.strip_prefix("listening on ").unwrap().to_owned();
-        let caller = cluster.issuer_a().id_token("alice", "portal").await.unwrap();
+        let serve = Serve {
+            program: Path::new(env!("CARGO_BIN_EXE_kube-authn-program")),
+            config: &file,
+            environment: vec![
+                ("FOLDER", folder.path().display().to_string()),
+                ("CA_DATA", STANDARD.encode(cluster.ca_pem())),
+                ("K8S_SA_TOKEN", "unused".to_owned()),
+                ("KUBE_AUTHN_KEY", key.expose_secret().to_owned()),
+            ],
+            drain: Duration::from_secs(1),
+            cluster: Some(cluster),
+        };
+        let served = serve.start().await.unwrap();
+        let token = cluster.issuer_a().id_token("alice", "portal").await.unwrap();
+        let alice = Caller::new(&served, cluster.ca_pem(), Secret::new(token)).unwrap();
         Self {
             cluster,
             folder,
-            url,
-            caller,
-            _program: program,
+            alice,
+            _served: served,
         }
     }
 
@@ -201,7 +192,8 @@ impl Served {
             .sign_in("alice", "kubernetes")
             .await
             .unwrap();
-        let (status, answer) = self.api(Method::POST, "tokens", &tokens).await;
+        let request = Request::post("/api/cluster-auth/tokens");
+        let (status, answer) = self.alice.send(request, &tokens).await.unwrap();
         assert_eq!(
             (status, &answer["user"]),
             (200, &"user:default/alice".into()),
@@ -209,59 +201,16 @@ impl Served {
         );
     }
 
-    fn proxy(&self) -> String {
-        format!("{}/api/kubernetes/clusters/{OPENPORTAL}/proxy", self.url)
-    }
-
-    async fn api(&self, method: Method, route: &str, body: &Value) -> (u16, Value) {
-        self.send(method, &format!("{}/api/cluster-auth/{route}", self.url), body)
-            .await
-    }
-
-    async fn send(&self, method: Method, url: &str, body: &Value) -> (u16, Value) {
-        let request = Request::builder()
-            .method(method)
-            .uri(url)
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.caller))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Bytes::from(body.to_string()))
-            .unwrap();
-        let answer = Http::new(self.cluster.ca_pem())
-            .unwrap()
-            .send(request)
-            .await
-            .unwrap();
-        (
-            answer.status().as_u16(),
-            serde_json::from_slice(answer.body()).unwrap(),
-        )
-    }
-
     /// The cluster's kubectl with a kubeconfig that knows the proxy and the caller's token alone.
     fn command(&self, arguments: &[&str]) -> Command {
+        let kubeconfig = self.folder.path().join("kubeconfig");
+        self.alice.write_kubeconfig(&kubeconfig, OPENPORTAL).unwrap();
         let mut command = self.cluster.kubectl();
         command
-            .env("KUBECONFIG", self.kubeconfig())
+            .env("KUBECONFIG", kubeconfig)
             .env("HOME", self.folder.path())
             .args(arguments);
         command
-    }
-
-    fn kubeconfig(&self) -> PathBuf {
-        let file = self.folder.path().join("kubeconfig");
-        let config = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{ "name": "portal", "cluster": {
-                "server": self.proxy(),
-                "certificate-authority-data": STANDARD.encode(self.cluster.ca_pem()),
-            }}],
-            "users": [{ "name": "alice", "user": { "token": self.caller } }],
-            "contexts": [{ "name": "portal", "context": { "cluster": "portal", "user": "alice" } }],
-            "current-context": "portal",
-        });
-        fs::write(&file, config.to_string()).unwrap();
-        file
     }
 
     async fn kubectl(&self, arguments: &[&str]) -> (i32, String, String) {
