@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 pub use self::caller::{Caller, write_private};
 use crate::{
@@ -38,6 +38,8 @@ pub struct Serve<'a> {
 #[derive(Debug)]
 pub struct Served {
     child: Child,
+    // Apart from the child: waiting for one closes its input, which a supervisor follows.
+    input: Option<ChildStdin>,
     url: String,
     log: PathBuf,
     drain: Duration,
@@ -62,6 +64,7 @@ impl Serve<'_> {
             .context(format!("start {}", self.program.display()))?;
         let url = listening(&mut child, &log, earlier).await?;
         Ok(Served {
+            input: child.stdin.take(),
             child,
             url,
             log,
@@ -112,13 +115,21 @@ impl Served {
         &self.log
     }
 
+    /// Waits for its end; it was not to come.
+    ///
+    /// # Errors
+    /// When its state can't be asked for.
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        self.child.wait().await.context("wait for the service")
+    }
+
     /// Tells it to stop and waits until it has.
     ///
     /// # Errors
     /// When it doesn't end in its time.
     pub async fn stop(mut self) -> Result<ExitStatus> {
         // A supervisor follows the end of its input, the program itself the signal.
-        drop(self.child.stdin.take());
+        drop(self.input.take());
         let pid = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         if let Some(pid) = pid {
             kill_process(pid, Signal::TERM).context("stop the service")?;

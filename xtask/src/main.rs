@@ -13,6 +13,7 @@ mod test;
 use std::{
     env,
     io::Write,
+    os::unix::process::CommandExt,
     process::{Command, ExitCode},
 };
 
@@ -22,7 +23,7 @@ const HELP: &str = "\
 Usage: cargo xtask <COMMAND>
 
 Commands:
-  demo      One user's way through the library, against a real API server
+  demo      People's way through `kube-authn serve` to a real API server
   test      Everything that must pass: format, lints, licences, features, unit, conformance, doc and e2e tests
   cluster   The test cluster by hand: up, down, info
   bench     The benches
@@ -34,11 +35,17 @@ Exit codes: 0 all went well, 1 something failed, 2 wrong usage.";
 const DEMO: &str = "\
 Usage: cargo xtask demo [--kubeconfig FILE --issuer URL] [ARGUMENTS]
 
-Starts the test cluster and walks one user's login through the library; every step prints
-the real answer, and a step that doesn't hold ends with exit code 1.
+Starts the test cluster and `kube-authn serve`, and tells a day of alice, bob and carol over
+HTTP; every step prints the real answer, and a step that doesn't hold ends with exit code 1.
+On a terminal the service stays after the story, with commands to try, until Ctrl-C.
 
   --kubeconfig FILE   your own cluster instead of the test cluster
   --issuer URL        your own issuer instead of the test issuers
+  --client-id ID      its client [default: kubernetes]
+  --issuer-ca FILE    its certificate authorities, PEM
+  --port PORT         where the service listens on 127.0.0.1 [default: any free port]
+  --keep-serving      stay after the story, also without a terminal
+  --keep              keep the demo's folder: configuration, database and log
 
 The first run builds the test cluster's programs, which takes minutes. It needs Go and
 Node.js, unless both a cluster and an issuer of your own are given.";
@@ -101,7 +108,15 @@ fn demo(arguments: &[String]) -> Outcome {
         run(test_cluster(&["tools"]))?;
     }
     shell::say("==> building the demo");
-    run(cargo(&["build", "--package", "kube-authn-e2e", "--bin", "demo"]))?;
+    run(cargo(&[
+        "build",
+        "--package",
+        "kube-authn-e2e",
+        "--bin",
+        "demo",
+        "--bin",
+        "kube-authn-program",
+    ]))?;
     let mut command = cargo(&[
         "run",
         "--quiet",
@@ -112,7 +127,7 @@ fn demo(arguments: &[String]) -> Outcome {
         "--",
     ]);
     command.args(arguments);
-    run(command)
+    become_program(command)
 }
 
 fn cluster(arguments: &[String]) -> Outcome {
@@ -145,6 +160,15 @@ fn test_cluster(arguments: &[&str]) -> Command {
     ]);
     command.args(arguments);
     command
+}
+
+/// Runs the program in place of us: Ctrl-C at the terminal is for it alone, and it decides how we end.
+fn become_program(mut command: Command) -> Outcome {
+    let error = command.exec();
+    Err(Failure::Failed(format!(
+        "start {}: {error}",
+        command.get_program().display()
+    )))
 }
 
 fn run(mut command: Command) -> Outcome {

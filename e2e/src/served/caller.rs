@@ -44,6 +44,14 @@ impl Caller {
         &self.token
     }
 
+    /// Somebody else at the same place.
+    pub fn with_token(&self, token: Secret) -> Self {
+        Self {
+            token,
+            ..self.clone()
+        }
+    }
+
     /// The Kubernetes proxy of a cluster, as kubectl's `server`.
     pub fn proxy(&self, cluster: &str) -> String {
         format!("{}/api/kubernetes/clusters/{cluster}/proxy", self.url)
@@ -115,6 +123,14 @@ impl Caller {
             "current-context": cluster,
         });
         write_private(file, &config.to_string())
+    }
+
+    /// Writes the caller's `Authorization` header, for `curl -H @file`; nobody else may read it.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn write_header(&self, file: &Path) -> Result<()> {
+        write_private(file, &format!("Authorization: Bearer {}\n", self.token_text()?))
     }
 
     fn token_text(&self) -> Result<&str> {

@@ -1,4 +1,4 @@
-//! The demo behind `cargo xtask demo`: seed users on a real API server, as themselves.
+//! The demo behind `cargo xtask demo`: seed users on a real API server, as themselves, through `kube-authn serve`.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -6,20 +6,30 @@
     reason = "a program that shows things to people, on a machine of theirs"
 )]
 
+mod keep;
+mod login;
 mod own;
+mod person;
 mod place;
+mod signals;
 mod story;
 mod telling;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    io::{IsTerminal, stdin, stdout},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::Parser;
+use signals::Signals;
 use telling::Telling;
 
 /// What anybody may return here: the demo only ever prints it.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Users reach a cluster as themselves: sign in, store, list, watch, create, and look it up in the audit log.
+/// Users reach a cluster as themselves, over HTTP: sign in, list, watch, create, and look it up in the audit log.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask demo")]
 struct Arguments {
@@ -35,9 +45,22 @@ struct Arguments {
     /// Certificate authorities of the issuer, PEM
     #[arg(long, value_name = "FILE", requires = "issuer")]
     issuer_ca: Option<PathBuf>,
-    /// Keep the demo's folder: configuration and database
+    /// Where the service listens on 127.0.0.1; 0 is any free port
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    port: u16,
+    /// Go on serving after the story, until Ctrl-C; on a terminal that is so without the flag
+    #[arg(long)]
+    keep_serving: bool,
+    /// Keep the demo's folder: configuration, database and log
     #[arg(long)]
     keep: bool,
+}
+
+impl Arguments {
+    fn keeps_serving(&self) -> bool {
+        let unattended = env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
+        self.keep_serving || (!unattended && stdin().is_terminal() && stdout().is_terminal())
+    }
 }
 
 #[tokio::main]
@@ -47,19 +70,18 @@ async fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 
     let mut telling = Telling::new();
-    let outcome = tokio::select! {
-        outcome = run(&arguments, &mut telling) => outcome,
-        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
-    };
-    if let Err(failure) = outcome {
+    if let Err(failure) = run(&arguments, &mut telling).await {
         telling.failed(failure.as_ref());
     }
     telling.end()
 }
 
 async fn run(arguments: &Arguments, telling: &mut Telling) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
     match (&arguments.kubeconfig, &arguments.issuer) {
-        (Some(kubeconfig), Some(issuer)) => own::run(arguments, kubeconfig, issuer, telling).await,
-        _ => story::run(arguments, telling).await,
+        (Some(kubeconfig), Some(issuer)) => {
+            own::run(arguments, kubeconfig, issuer, &mut signals, telling).await
+        }
+        _ => story::run(arguments, &mut signals, telling).await,
     }
 }

@@ -5,17 +5,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::Request;
 use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
-    core::v1::{ConfigMap, Namespace},
+    core::v1::{ConfigMap, Namespace, ServiceAccount},
 };
 use kube::{
     Api, Client, Config, ResourceExt,
     api::{DeleteParams, ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use kube_authn_e2e::fixtures;
-use serde_json::json;
+use kube_authn_e2e::{Authority, Caller, fixtures};
+use kube_authn_oidc::PostedTokens;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpListener,
@@ -24,14 +26,19 @@ use url::Url;
 
 use crate::{
     Arguments, Failure,
-    place::{Facts, OPENPORTAL, Place, RANCHER_DESKTOP, user},
-    telling::Telling,
+    keep::{self, quoted},
+    login,
+    place::{Facts, OPENPORTAL, Place, RANCHER_DESKTOP},
+    signals::Signals,
+    story::NO_LOGIN,
+    telling::{Telling, answered},
 };
 
 pub(crate) async fn run(
     arguments: &Arguments,
     kubeconfig: &Path,
     issuer: &str,
+    signals: &mut Signals,
     telling: &mut Telling,
 ) -> Result<(), Failure> {
     telling.step(format!(
@@ -47,20 +54,30 @@ pub(crate) async fn run(
     let ca_pem: Vec<u8> = ca.iter().flat_map(|der| pem(der).into_bytes()).collect();
     let api_server = config.cluster_url.to_string();
     let admin = Client::try_from(config)?;
-    create(
-        &Api::<Namespace>::all(admin.clone()),
-        json!({ "metadata": { "name": NAMESPACE } }),
-    )
-    .await?;
-    let robot = json!({ "metadata": { "name": ROBOT } });
-    create(
-        &Api::<k8s_openapi::api::core::v1::ServiceAccount>::namespaced(admin.clone(), NAMESPACE),
-        robot,
-    )
-    .await?;
-    let told = tell(arguments, issuer, api_server, ca_pem, &admin, telling).await;
+    signals.or(prepare(&admin)).await?;
+    let serving = serve(arguments, issuer, api_server, ca_pem, &admin, telling);
+    let told = match signals.or(serving).await {
+        Ok(place) => beside(place, arguments, issuer, signals, telling).await,
+        Err(failure) => Err(failure),
+    };
 
     telling.step(format!("Delete namespace {NAMESPACE}"));
+    signals.or(clean_up(admin, telling)).await?;
+    told
+}
+
+async fn prepare(admin: &Client) -> Result<(), Failure> {
+    let namespaces = Api::<Namespace>::all(admin.clone());
+    create(&namespaces, json!({ "metadata": { "name": NAMESPACE } })).await?;
+    let robot = json!({ "metadata": { "name": ROBOT } });
+    create(
+        &Api::<ServiceAccount>::namespaced(admin.clone(), NAMESPACE),
+        robot,
+    )
+    .await
+}
+
+async fn clean_up(admin: Client, telling: &Telling) -> Result<(), Failure> {
     let namespaces = Api::<Namespace>::all(admin);
     namespaces.delete(NAMESPACE, &DeleteParams::default()).await?;
     // The next demo may be a second away, and must not meet a namespace that is about to go.
@@ -72,66 +89,83 @@ pub(crate) async fn run(
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    told
+    Ok(())
 }
 
-async fn tell(
+async fn serve(
     arguments: &Arguments,
     issuer: &str,
     api_server: String,
     api_server_ca_pem: Vec<u8>,
     admin: &Client,
     telling: &mut Telling,
-) -> Result<(), Failure> {
+) -> Result<Place, Failure> {
+    telling.step("Start `kube-authn serve` in front of it, over https");
+    let authority = Authority::new("kube-authn demo CA")?;
     let place = Place::new(&Facts {
         api_server,
         api_server_ca_pem,
         issuer: issuer.to_owned(),
-        issuer_ca: arguments.issuer_ca.clone(),
         client_id: arguments.client_id.clone(),
+        // One login is both: who calls, and whom the cluster gets to see.
+        callers_issuer: issuer.to_owned(),
+        callers_audience: arguments.client_id.clone(),
+        callers_claim: None,
+        issuer_ca: arguments.issuer_ca.clone(),
         service_account_token: fixtures::bound_token(admin, NAMESPACE, ROBOT, Duration::from_secs(3600))
             .await?,
+        authority: &authority,
+        port: arguments.port,
+        cluster: None,
     })
     .await?;
-    let you = user("you")?;
+    telling.line(format!("listening on {}", place.served.url()));
+    telling.line(format!("its log: {}", place.served.log().display()));
+    Ok(place)
+}
 
-    telling.step("Nobody has signed in yet");
-    telling.refused(
-        place.access.client(&you, OPENPORTAL).await.map(|_| ()),
-        "No cluster authentication found.",
-    );
-
-    telling.step("Sign in: open this page in your browser");
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let redirect_uri = Url::parse(&format!(
-        "http://127.0.0.1:{}/callback",
-        listener.local_addr()?.port()
-    ))?;
-    let base = redirect_uri.clone();
-    let browse = async |url: &Url| -> Result<Url, Failure> {
-        println!("\n      {url}\n");
-        tokio::time::timeout(PATIENCE, callback(&listener, &base)).await?
+async fn beside(
+    mut place: Place,
+    arguments: &Arguments,
+    issuer: &str,
+    signals: &mut Signals,
+    telling: &mut Telling,
+) -> Result<(), Failure> {
+    let told = signals.or(tell(&place, arguments, issuer, telling)).await;
+    let told = match told {
+        Ok((you, tokens)) if telling.all_hold() && arguments.keeps_serving() => {
+            serving(&mut place, &you, &tokens, signals, telling).await
+        }
+        other => other.map(drop),
     };
-    let stored = place.sign_in(&you, redirect_uri, browse).await?;
-    telling.line(format!(
-        "signed in as subject {}; the ID token ends at {}",
-        stored.subject, stored.expires_at
-    ));
+    let failed = !telling.all_hold() || told.as_ref().is_err_and(|failure| !Signals::are(failure));
+    let ended = place.end(arguments.keep, failed, telling).await;
+    told?;
+    ended
+}
+
+async fn tell(
+    place: &Place,
+    arguments: &Arguments,
+    issuer: &str,
+    telling: &mut Telling,
+) -> Result<(Caller, PostedTokens), Failure> {
+    telling.step("Sign in: open this page in your browser");
+    let tokens = sign_in(arguments, issuer).await?;
+    let you = Caller::new(&place.served, place.ca_pem(), tokens.id_token.clone())?;
+    telling.refused(who_am_i(you.client(OPENPORTAL)?).await.map(drop), NO_LOGIN);
+
+    telling.step("Your tokens are posted, verified, bound to you, sealed and stored");
+    let answer = login::post(&you, &tokens).await?;
+    telling.line(format!("POST /api/cluster-auth/tokens: {answer}"));
+    let status = answered(you.get("/api/cluster-auth/status").await?)?;
+    telling.line(format!("GET /api/cluster-auth/status: {status}"));
+    telling.holds("you are logged in", status["authenticated"] == true);
 
     telling.step("The API server says who you are");
-    let client = place.access.client(&you, OPENPORTAL).await?;
-    let review = Api::<SelfSubjectReview>::all(client.clone())
-        .create(&PostParams::default(), &SelfSubjectReview::default())
-        .await?;
-    let who = review
-        .status
-        .and_then(|status| status.user_info)
-        .unwrap_or_default();
-    let username = who.username.unwrap_or_default();
-    telling.line(format!(
-        "{username}, groups {}",
-        who.groups.unwrap_or_default().join(", ")
-    ));
+    let client = you.client(OPENPORTAL)?;
+    let (username, groups) = who_am_i(client.clone()).await?;
+    telling.line(format!("{username}, groups {}", groups.join(", ")));
     telling.holds(
         "you are somebody",
         !username.is_empty() && username != "system:anonymous",
@@ -145,23 +179,85 @@ async fn tell(
     }
 
     telling.step("The same API server with a service account without rights");
-    let robot: Api<ConfigMap> = Api::namespaced(place.access.client(&you, RANCHER_DESKTOP).await?, NAMESPACE);
+    let robot: Api<ConfigMap> = Api::namespaced(you.client(RANCHER_DESKTOP)?, NAMESPACE);
     let expected = format!("User \"system:serviceaccount:{NAMESPACE}:{ROBOT}\"");
     telling.refused(robot.list(&ListParams::default()).await, &expected);
 
-    telling.step("The SQLite file holds your login and no readable token");
-    let showing = place.files_that_show(&stored.secrets)?;
+    telling.step("The SQLite file holds your login, and neither it nor the service's log shows a token");
+    let secrets: Vec<_> = login::secrets(&tokens).collect();
+    let showing = place.files_that_show(&secrets)?;
     telling.holds(
         format!(
-            "none of {} tokens, nor any part of one, is in it",
-            stored.secrets.len()
+            "none of {} tokens, nor any part of one, is in them",
+            secrets.len()
         ),
         showing.is_empty(),
     );
-    if arguments.keep {
-        telling.line(format!("kept: {}", place.keep().display()));
-    }
-    Ok(())
+
+    telling.step("You log out; it counts at once");
+    let request = Request::delete("/api/cluster-auth/tokens");
+    let answer = answered(you.send(request, &Value::Null).await?)?;
+    telling.line(format!("DELETE /api/cluster-auth/tokens: {answer}"));
+    telling.refused(who_am_i(you.client(OPENPORTAL)?).await.map(drop), NO_LOGIN);
+    Ok((you, tokens))
+}
+
+async fn sign_in(arguments: &Arguments, issuer: &str) -> Result<PostedTokens, Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let redirect_uri = Url::parse(&format!(
+        "http://127.0.0.1:{}/callback",
+        listener.local_addr()?.port()
+    ))?;
+    let base = redirect_uri.clone();
+    let browse = async |url: &Url| -> Result<Url, Failure> {
+        println!("\n      {url}\n");
+        tokio::time::timeout(PATIENCE, callback(&listener, &base)).await?
+    };
+    let ca = arguments.issuer_ca.as_deref();
+    login::sign_in(issuer, ca, &arguments.client_id, redirect_uri, browse).await
+}
+
+async fn who_am_i(client: Client) -> Result<(String, Vec<String>), Failure> {
+    let review = Api::<SelfSubjectReview>::all(client)
+        .create(&PostParams::default(), &SelfSubjectReview::default())
+        .await?;
+    let who = review
+        .status
+        .and_then(|status| status.user_info)
+        .unwrap_or_default();
+    Ok((who.username.unwrap_or_default(), who.groups.unwrap_or_default()))
+}
+
+/// Logs the person in again, with the same tokens, and stays.
+async fn serving(
+    place: &mut Place,
+    you: &Caller,
+    tokens: &PostedTokens,
+    signals: &mut Signals,
+    telling: &mut Telling,
+) -> Result<(), Failure> {
+    telling.sum_up();
+    let answer = login::post(you, tokens).await?;
+    telling.plain(format!("\nYou are logged in again: {answer}"));
+    let (kubeconfig, header) = (place.path().join("kubeconfig"), place.path().join("header"));
+    you.write_kubeconfig(&kubeconfig, OPENPORTAL)?;
+    you.write_header(&header)?;
+    let url = place.served.url();
+    telling.plain(format!("\nServing at {url}, as long as your ID token is valid:"));
+    telling.plain(format!(
+        "kubectl --kubeconfig {} auth whoami",
+        quoted(&kubeconfig)
+    ));
+    telling.plain(format!(
+        "curl --cacert {} -H @{} {url}/api/cluster-auth/status",
+        quoted(&place.ca_file()),
+        quoted(&header)
+    ));
+    telling.plain(format!("\nThe service's log: {}", place.served.log().display()));
+    telling.plain(format!(
+        "Ctrl-C ends the service and deletes namespace {NAMESPACE}."
+    ));
+    keep::wait(place, signals, telling).await
 }
 
 /// Waits for the browser to come back, and answers it with a plain page.

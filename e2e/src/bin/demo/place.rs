@@ -1,15 +1,18 @@
-//! The demo's folder: an app-config, a database, and the library assembled from them.
+//! The demo's folder: an app-config, certificates, a database, and `kube-authn serve` started from them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    env, fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use kube_authn::kube_authn_clusters::{AppConfig, Environment};
-use kube_authn_core::{ClusterAccess, EntityRef, Principal, Secret, TokenVault, secrecy::ExposeSecret};
-use kube_authn_oidc::{AuthorizationRequest, LoginVerifier, PostedTokens, TokenClient};
+use kube_authn_core::{Secret, secrecy::ExposeSecret};
+use kube_authn_e2e::{Authority, Serve, Served, TestCluster};
 use kube_authn_store::KeyRing;
-use url::Url;
 
-use crate::Failure;
+use crate::{Failure, telling::Telling};
 
 /// The name that seed 004 gives to the cluster that users reach as themselves.
 pub(crate) const OPENPORTAL: &str = "openportal";
@@ -17,63 +20,74 @@ pub(crate) const OPENPORTAL: &str = "openportal";
 pub(crate) const RANCHER_DESKTOP: &str = "rancher-desktop";
 
 /// What the configuration is made of.
-pub(crate) struct Facts {
+pub(crate) struct Facts<'a> {
     pub(crate) api_server: String,
     pub(crate) api_server_ca_pem: Vec<u8>,
+    /// Where users log in for the cluster.
     pub(crate) issuer: String,
-    pub(crate) issuer_ca: Option<PathBuf>,
     pub(crate) client_id: String,
+    /// Where callers are from; the same issuer or another one.
+    pub(crate) callers_issuer: String,
+    pub(crate) callers_audience: String,
+    /// The claim that names the caller; none is a hash of issuer and subject.
+    pub(crate) callers_claim: Option<&'static str>,
+    /// Of both issuers.
+    pub(crate) issuer_ca: Option<PathBuf>,
     pub(crate) service_account_token: String,
+    /// Signs the service's certificate.
+    pub(crate) authority: &'a Authority,
+    pub(crate) port: u16,
+    /// Its supervisor ends the service also if the demo is killed.
+    pub(crate) cluster: Option<&'a TestCluster>,
 }
 
-/// The folder, and the three lines of every embedding program.
+/// The folder and the service.
 pub(crate) struct Place {
     folder: tempfile::TempDir,
-    pub(crate) config: AppConfig,
-    pub(crate) vault: TokenVault,
-    pub(crate) access: ClusterAccess,
+    ca_pem: String,
+    pub(crate) served: Served,
 }
 
 impl Place {
-    pub(crate) async fn new(facts: &Facts) -> Result<Self, Failure> {
-        let folder = tempfile::Builder::new().prefix("kube-authn-demo-").tempdir()?;
-        let file = folder.path().join("app-config.yaml");
-        let issuer_ca = match &facts.issuer_ca {
-            Some(path) => format!("\n  caFile: {}", path.display()),
-            None => String::new(),
-        };
-        let text = APP_CONFIG
-            .replace("API_SERVER", &facts.api_server)
-            .replace("ISSUER_CA", &issuer_ca)
-            .replace("ISSUER", &facts.issuer)
-            .replace("CLIENT_ID", &facts.client_id)
-            .replace(
-                "DATABASE",
-                &folder.path().join("kube-authn.db").display().to_string(),
-            );
-        std::fs::write(&file, text)?;
-        let environment = Environment::of([
-            (
-                "KUBERNETES_OPENPORTAL_CA_DATA",
-                STANDARD.encode(&facts.api_server_ca_pem),
-            ),
-            ("K8S_SA_TOKEN", facts.service_account_token.clone()),
-            (
-                "KUBE_AUTHN_KEY",
-                KeyRing::random_key_base64()?.expose_secret().to_owned(),
-            ),
-        ]);
+    pub(crate) async fn new(facts: &Facts<'_>) -> Result<Self, Failure> {
+        // Tokens and keys are in it.
+        let folder = tempfile::Builder::new()
+            .prefix("kube-authn-demo-")
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir()?;
+        let config = folder.path().join("app-config.yaml");
+        fs::write(&config, facts.app_config(&folder.path().join("kube-authn.db")))?;
+        facts
+            .authority
+            .serving("kube-authn")?
+            .write(folder.path(), "serving")?;
+        let ca_pem = facts.authority.pem().to_owned();
+        fs::write(folder.path().join("ca.pem"), &ca_pem)?;
 
-        let config = AppConfig::load_with(&[&file], &environment)?;
-        let vault = kube_authn::vault(&config)
-            .await?
-            .ok_or("the configuration has no clusterAuth cluster")?;
-        let access = kube_authn::cluster_access(&config, Some(vault.clone())).await?;
+        let served = Serve {
+            program: &program()?,
+            config: &config,
+            environment: vec![
+                (
+                    "KUBERNETES_OPENPORTAL_CA_DATA",
+                    STANDARD.encode(&facts.api_server_ca_pem),
+                ),
+                ("K8S_SA_TOKEN", facts.service_account_token.clone()),
+                (
+                    "KUBE_AUTHN_KEY",
+                    KeyRing::random_key_base64()?.expose_secret().to_owned(),
+                ),
+                ("RUST_LOG", "info,kube_authn=debug".to_owned()),
+            ],
+            drain: DRAIN,
+            cluster: facts.cluster,
+        }
+        .start()
+        .await?;
         Ok(Self {
             folder,
-            config,
-            vault,
-            access,
+            ca_pem,
+            served,
         })
     }
 
@@ -81,65 +95,50 @@ impl Place {
         self.folder.path()
     }
 
-    /// Keeps the folder.
-    pub(crate) fn keep(self) -> PathBuf {
-        self.folder.keep()
+    /// Who signed the service's certificate.
+    pub(crate) fn ca_pem(&self) -> &str {
+        &self.ca_pem
     }
 
-    /// Code + PKCE at the issuer, verification, binding, and the sealed row: the whole login. `browse` opens the URL and
-    /// comes back with the one that the issuer redirects to.
-    pub(crate) async fn sign_in(
-        &self,
-        principal: &Principal,
-        redirect_uri: Url,
-        browse: impl AsyncFnOnce(&Url) -> Result<Url, Failure>,
-    ) -> Result<Stored, Failure> {
-        let verifier: LoginVerifier =
-            kube_authn::login_verifier(&self.config, &self.vault, OPENPORTAL).await?;
-        let issuer = verifier.verifier().issuer().clone();
-        let client_id = verifier
-            .login()
-            .client_id
-            .clone()
-            .ok_or("no client id configured")?;
-        let request =
-            AuthorizationRequest::new(&*issuer.metadata().await?, &client_id, redirect_uri, &SCOPES)?;
-
-        let back = browse(request.url()).await?;
-        let code = request.answer(back.query().unwrap_or_default())?;
-        let answer = TokenClient::new(issuer, client_id)
-            .exchange(&request, &code)
-            .await?;
-        let posted = PostedTokens::of_login(answer, request.nonce())?;
-        let secrets = [
-            Some(&posted.id_token),
-            posted.access_token.as_ref(),
-            posted.refresh_token.as_ref(),
-        ];
-        let secrets = secrets.into_iter().flatten().cloned().collect();
-        let verified = verifier.verify(principal, posted).await?;
-        let expires_at = verified.login.expires_at.to_string();
-        let subject = verified.login.subject.to_string();
-        self.vault.log_in(&verified.key, verified.login).await?;
-        Ok(Stored {
-            subject,
-            expires_at,
-            secrets,
-        })
+    /// The same, as a file.
+    pub(crate) fn ca_file(&self) -> PathBuf {
+        self.path().join("ca.pem")
     }
 
-    /// Files of the database in which one of these secrets can be read, in whole or a part of it between dots.
+    /// Stops the service. The folder goes, unless it is to be kept or something did not hold.
+    pub(crate) async fn end(self, keep: bool, failed: bool, telling: &mut Telling) -> Result<(), Failure> {
+        let log = self.served.log().to_owned();
+        let ended = match self.served.stop().await {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("kube-authn serve ended badly ({status})").into()),
+            Err(error) => Err(error.into()),
+        };
+        if failed || ended.is_err() {
+            telling.line(format!("the service's log: {}", log.display()));
+        }
+        if keep || failed || ended.is_err() {
+            telling.line(format!("kept: {}", self.folder.keep().display()));
+        }
+        ended
+    }
+
+    /// Files of the database, and the service's log, in which one of these secrets can be read, in whole or a part of it
+    /// between dots.
     pub(crate) fn files_that_show(&self, secrets: &[Secret]) -> Result<Vec<PathBuf>, Failure> {
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(self.folder.path())? {
+        for entry in fs::read_dir(self.path())? {
             let path = entry?.path();
-            let bytes = std::fs::read(&path)?;
-            let database = path.to_string_lossy().contains("kube-authn.db");
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if !(name.starts_with("kube-authn.db") || name == "kube-authn.log") {
+                continue;
+            }
+            let bytes = fs::read(&path)?;
             let shows = |part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
-            let parts = secrets
+            let mut parts = secrets
                 .iter()
-                .flat_map(|secret| secret.expose().split(|byte| *byte == b'.'));
-            if database && parts.filter(|part| part.len() >= 16).any(shows) {
+                .flat_map(|secret| secret.expose().split(|byte| *byte == b'.'))
+                .filter(|part| part.len() >= 16);
+            if parts.any(shows) {
                 found.push(path);
             }
         }
@@ -147,26 +146,51 @@ impl Place {
     }
 }
 
-/// A login that is in the vault now, and the secrets in it, for looking whether they can be read anywhere.
-pub(crate) struct Stored {
-    pub(crate) subject: String,
-    pub(crate) expires_at: String,
-    pub(crate) secrets: Vec<Secret>,
+impl Facts<'_> {
+    fn app_config(&self, database: &Path) -> String {
+        let ca_file = |indent: &str| match &self.issuer_ca {
+            Some(path) => format!("\n{indent}caFile: '{}'", path.display()),
+            None => String::new(),
+        };
+        let principal = match self.callers_claim {
+            Some(claim) => format!("\n      principal: {{ claim: {claim} }}"),
+            None => String::new(),
+        };
+        APP_CONFIG
+            .replace("<api server>", &self.api_server)
+            .replace("<issuer>", &self.issuer)
+            .replace("<client id>", &self.client_id)
+            .replace("<issuer CA>", &ca_file("  "))
+            .replace("<callers' issuer>", &self.callers_issuer)
+            .replace("<callers' audience>", &self.callers_audience)
+            .replace("<callers' CA>", &ca_file("      "))
+            .replace("<principal>", &principal)
+            .replace("<port>", &self.port.to_string())
+            .replace("<database>", &database.display().to_string())
+    }
 }
 
-pub(crate) fn user(name: &str) -> Result<Principal, Failure> {
-    Ok(Principal::user(EntityRef::parse(&format!(
-        "user:default/{name}"
-    ))?))
+/// The program itself, built beside this one.
+fn program() -> Result<PathBuf, Failure> {
+    let program = env::current_exe()?.with_file_name("kube-authn-program");
+    match program.is_file() {
+        true => Ok(program),
+        false => Err(format!(
+            "there is no {}: build it with `cargo build -p kube-authn-e2e --bins`",
+            program.display()
+        )
+        .into()),
+    }
 }
 
-const SCOPES: [&str; 3] = ["email", "profile", "offline_access"];
+/// Nobody waits longer than this for the demo's end.
+const DRAIN: Duration = Duration::from_secs(1);
 
-/// Seed 004's configuration, with a store and a key.
+/// Seed 004's configuration, with callers, a store and a key, over https.
 const APP_CONFIG: &str = r"
 clusterAuth:
-  issuer: ISSUER
-  clientId: CLIENT_IDISSUER_CA
+  issuer: <issuer>
+  clientId: <client id><issuer CA>
 kubernetes:
   serviceLocatorMethod:
     type: 'multiTenant'
@@ -174,19 +198,30 @@ kubernetes:
     - type: 'config'
       clusters:
         # users reach it as themselves
-        - url: API_SERVER
+        - url: <api server>
           name: openportal
           authProvider: 'clusterAuth'
           skipTLSVerify: false
           caData: ${KUBERNETES_OPENPORTAL_CA_DATA}
         # the same API server with a service account: everybody is the same robot
-        - url: API_SERVER
+        - url: <api server>
           name: rancher-desktop
           authProvider: 'serviceAccount'
           serviceAccountToken: ${K8S_SA_TOKEN}
           caData: ${KUBERNETES_OPENPORTAL_CA_DATA}
+backend:
+  listen: 127.0.0.1:<port>
+  https:
+    certificate:
+      cert: { $file: serving.pem }
+      key: { $file: serving.key }
 kubeAuthn:
-  store: { type: sqlite, url: 'sqlite://DATABASE' }
+  # whoever has an ID token of this issuer for this audience may call
+  callers:
+    - type: oidc
+      issuer: <callers' issuer>
+      audience: <callers' audience><callers' CA><principal>
+  store: { type: sqlite, url: 'sqlite://<database>' }
   encryption:
     keys: [{ id: k1, key: '${KUBE_AUTHN_KEY}' }]
 ";

@@ -1,6 +1,14 @@
 //! How the demo talks: numbered steps, real answers, and what did not hold.
 
-use std::{error::Error, fmt::Display, process::ExitCode, time::Instant};
+use std::{
+    error::Error,
+    fmt::Display,
+    io::{Write, stdout},
+    process::ExitCode,
+    time::Instant,
+};
+
+use serde_json::Value;
 
 use crate::Failure;
 
@@ -9,6 +17,7 @@ pub(crate) struct Telling {
     steps: usize,
     broken: usize,
     start: Instant,
+    summed_up: bool,
 }
 
 impl Telling {
@@ -17,29 +26,35 @@ impl Telling {
             steps: 0,
             broken: 0,
             start: Instant::now(),
+            summed_up: false,
         }
     }
 
     /// Begins a step.
     pub(crate) fn step(&mut self, what: impl Display) {
         self.steps += 1;
-        println!("\n{:>2}. {what}", self.steps);
+        say(format_args!("\n{:>2}. {what}", self.steps));
     }
 
     /// A line of a real answer.
     pub(crate) fn line(&self, text: impl Display) {
         for line in text.to_string().lines() {
-            println!("      {line}");
+            say(format_args!("      {line}"));
         }
+    }
+
+    /// A line for the reader to copy, or about such lines.
+    pub(crate) fn plain(&self, text: impl Display) {
+        say(text);
     }
 
     /// Whether what was to hold holds.
     pub(crate) fn holds(&mut self, claim: impl Display, true_: bool) {
         if true_ {
-            println!("    ✓ {claim}");
+            say(format_args!("    ✓ {claim}"));
         } else {
             self.broken += 1;
-            println!("    ✗ {claim}: DOES NOT HOLD");
+            say(format_args!("    ✗ {claim}: DOES NOT HOLD"));
         }
     }
 
@@ -58,22 +73,51 @@ impl Telling {
     /// Something that nobody expected to fail.
     pub(crate) fn failed(&mut self, failure: &(dyn Error + 'static)) {
         self.broken += 1;
-        println!("    ✗ {}", chain(failure));
+        say(format_args!("    ✗ {}", chain(failure)));
     }
 
-    pub(crate) fn end(self) -> ExitCode {
+    pub(crate) fn all_hold(&self) -> bool {
+        self.broken == 0
+    }
+
+    /// Says how the story went; once.
+    pub(crate) fn sum_up(&mut self) {
+        if std::mem::replace(&mut self.summed_up, true) {
+            return;
+        }
         let seconds = self.start.elapsed().as_secs_f64();
         match self.broken {
-            0 => {
-                println!("\nAll {} steps hold ({seconds:.1} s).", self.steps);
-                ExitCode::SUCCESS
-            }
-            broken => {
-                println!("\n{broken} of the claims above do not hold ({seconds:.1} s).");
-                ExitCode::FAILURE
-            }
+            0 => say(format_args!("\nAll {} steps hold ({seconds:.1} s).", self.steps)),
+            broken => say(format_args!(
+                "\n{broken} of the claims above do not hold ({seconds:.1} s)."
+            )),
         }
     }
+
+    pub(crate) fn end(mut self) -> ExitCode {
+        self.sum_up();
+        match self.broken {
+            0 => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Nobody may be listening any more, and what was started has to be ended all the same.
+fn say(text: impl Display) {
+    let _ = writeln!(stdout(), "{text}");
+}
+
+/// An answer of the service; a refusal becomes an error with its status, code and text.
+pub(crate) fn answered((status, answer): (u16, Value)) -> Result<Value, Failure> {
+    if status < 400 {
+        return Ok(answer);
+    }
+    let code = [&answer["code"], &answer["reason"]]
+        .into_iter()
+        .find_map(Value::as_str);
+    let message = answer["message"].as_str().unwrap_or_default();
+    Err(format!("{status} {}: {message}", code.unwrap_or_default()).into())
 }
 
 /// An error with all its causes, in one line; an answer of the API server as `kubectl` shows it.
