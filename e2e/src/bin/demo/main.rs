@@ -1,7 +1,5 @@
 //! The demo behind `cargo xtask demo`: seed users on a real API server, as themselves, through `kube-authn serve`.
 #![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
     clippy::disallowed_methods,
     reason = "a program that shows things to people, on a machine of theirs"
 )]
@@ -70,8 +68,10 @@ async fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 
     let mut telling = Telling::new();
-    if let Err(failure) = run(&arguments, &mut telling).await {
-        telling.failed(failure.as_ref());
+    match run(&arguments, &mut telling).await {
+        Ok(()) => (),
+        Err(failure) if Signals::are(&failure) => telling.interrupted(),
+        Err(failure) => telling.failed(failure.as_ref()),
     }
     telling.end()
 }

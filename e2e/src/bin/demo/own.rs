@@ -31,7 +31,7 @@ use crate::{
     place::{Facts, OPENPORTAL, Place, RANCHER_DESKTOP},
     signals::Signals,
     story::NO_LOGIN,
-    telling::{Telling, answered},
+    telling::{Telling, answered, chain},
 };
 
 pub(crate) async fn run(
@@ -56,9 +56,10 @@ pub(crate) async fn run(
     let admin = Client::try_from(config)?;
     signals.or(prepare(&admin)).await?;
     let serving = serve(arguments, issuer, api_server, ca_pem, &admin, telling);
-    let told = match signals.or(serving).await {
-        Ok(place) => beside(place, arguments, issuer, signals, telling).await,
-        Err(failure) => Err(failure),
+    let started = signals.or(serving).await;
+    let told = match telling.settle(started) {
+        Ok(Some(place)) => beside(place, arguments, issuer, signals, telling).await,
+        other => other.map(drop),
     };
 
     telling.step(format!("Delete namespace {NAMESPACE}"));
@@ -132,14 +133,14 @@ async fn beside(
     telling: &mut Telling,
 ) -> Result<(), Failure> {
     let told = signals.or(tell(&place, arguments, issuer, telling)).await;
-    let told = match told {
-        Ok((you, tokens)) if telling.all_hold() && arguments.keeps_serving() => {
-            serving(&mut place, &you, &tokens, signals, telling).await
+    let told = match telling.settle(told) {
+        Ok(Some((you, tokens))) if telling.all_hold() && arguments.keeps_serving() => {
+            let stayed = serving(&mut place, &you, &tokens, signals, telling).await;
+            telling.settle(stayed).map(drop)
         }
         other => other.map(drop),
     };
-    let failed = !telling.all_hold() || told.as_ref().is_err_and(|failure| !Signals::are(failure));
-    let ended = place.end(arguments.keep, failed, telling).await;
+    let ended = place.end(arguments.keep, telling).await;
     told?;
     ended
 }
@@ -151,7 +152,7 @@ async fn tell(
     telling: &mut Telling,
 ) -> Result<(Caller, PostedTokens), Failure> {
     telling.step("Sign in: open this page in your browser");
-    let tokens = sign_in(arguments, issuer).await?;
+    let tokens = sign_in(arguments, issuer, telling).await?;
     let you = Caller::new(&place.served, place.ca_pem(), tokens.id_token.clone())?;
     telling.refused(who_am_i(you.client(OPENPORTAL)?).await.map(drop), NO_LOGIN);
 
@@ -175,7 +176,7 @@ async fn tell(
     let maps: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
     match maps.list(&ListParams::default()).await {
         Ok(list) => telling.line(format!("you may list config maps: {}", names(&list.items))),
-        Err(error) => telling.line(error),
+        Err(error) => telling.line(chain(&error)),
     }
 
     telling.step("The same API server with a service account without rights");
@@ -202,7 +203,7 @@ async fn tell(
     Ok((you, tokens))
 }
 
-async fn sign_in(arguments: &Arguments, issuer: &str) -> Result<PostedTokens, Failure> {
+async fn sign_in(arguments: &Arguments, issuer: &str, telling: &Telling) -> Result<PostedTokens, Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let redirect_uri = Url::parse(&format!(
         "http://127.0.0.1:{}/callback",
@@ -210,7 +211,7 @@ async fn sign_in(arguments: &Arguments, issuer: &str) -> Result<PostedTokens, Fa
     ))?;
     let base = redirect_uri.clone();
     let browse = async |url: &Url| -> Result<Url, Failure> {
-        println!("\n      {url}\n");
+        telling.plain(format!("\n      {url}\n"));
         tokio::time::timeout(PATIENCE, callback(&listener, &base)).await?
     };
     let ca = arguments.issuer_ca.as_deref();

@@ -64,6 +64,8 @@ impl Person {
     pub(crate) fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(&self.kubectl);
         command
+            // Ctrl-C at the terminal is for us alone.
+            .process_group(0)
             .env_remove("KUBECONFIG")
             .env("HOME", &self.home)
             .arg("--kubeconfig")

@@ -106,17 +106,18 @@ impl Place {
     }
 
     /// Stops the service. The folder goes, unless it is to be kept or something did not hold.
-    pub(crate) async fn end(self, keep: bool, failed: bool, telling: &mut Telling) -> Result<(), Failure> {
+    pub(crate) async fn end(self, keep: bool, telling: &mut Telling) -> Result<(), Failure> {
         let log = self.served.log().to_owned();
         let ended = match self.served.stop().await {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(format!("kube-authn serve ended badly ({status})").into()),
             Err(error) => Err(error.into()),
         };
-        if failed || ended.is_err() {
+        let failed = !telling.all_hold() || ended.is_err();
+        if failed {
             telling.line(format!("the service's log: {}", log.display()));
         }
-        if keep || failed || ended.is_err() {
+        if keep || failed {
             telling.line(format!("kept: {}", self.folder.keep().display()));
         }
         ended

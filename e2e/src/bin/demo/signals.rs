@@ -7,6 +7,10 @@ use crate::Failure;
 /// Ctrl-C, SIGTERM, and the end of the terminal.
 pub(crate) struct Signals([Signal; 3]);
 
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Interrupted;
+
 impl Signals {
     pub(crate) fn new() -> Result<Self, Failure> {
         Ok(Self([
@@ -31,15 +35,14 @@ impl Signals {
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         tokio::select! {
+            biased;
+            () = self.next() => Err(Interrupted.into()),
             done = work => done,
-            () = self.next() => Err(INTERRUPTED.into()),
         }
     }
 
     /// Whether somebody wanted this failure.
     pub(crate) fn are(failure: &Failure) -> bool {
-        failure.to_string() == INTERRUPTED
+        failure.is::<Interrupted>()
     }
 }
-
-const INTERRUPTED: &str = "interrupted";

@@ -62,14 +62,15 @@ async fn beside(
     telling.line(format!("listening on {}", place.served.url()));
     telling.line(format!("its log: {}", place.served.log().display()));
 
-    let mut told = signals.or(tell(cluster, &place, telling)).await;
-    let failed = |told: &Result<_, Failure>, telling: &Telling| {
-        !telling.all_hold() || told.as_ref().is_err_and(|failure| !Signals::are(failure))
+    let told = signals.or(tell(cluster, &place, telling)).await;
+    let told = match telling.settle(told) {
+        Ok(Some(())) if telling.all_hold() && arguments.keeps_serving() => {
+            let stayed = keep::serving(cluster, &mut place, signals, telling).await;
+            telling.settle(stayed).map(drop)
+        }
+        other => other.map(drop),
     };
-    if told.is_ok() && !failed(&told, telling) && arguments.keeps_serving() {
-        told = keep::serving(cluster, &mut place, signals, telling).await;
-    }
-    let ended = place.end(arguments.keep, failed(&told, telling), telling).await;
+    let ended = place.end(arguments.keep, telling).await;
     told?;
     ended
 }

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::Failure;
+use crate::{Failure, signals::Signals};
 
 /// Counts steps and remembers which did not hold.
 pub(crate) struct Telling {
@@ -74,6 +74,28 @@ impl Telling {
     pub(crate) fn failed(&mut self, failure: &(dyn Error + 'static)) {
         self.broken += 1;
         say(format_args!("    ✗ {}", chain(failure)));
+    }
+
+    /// Tells of a failure where it happened; an interruption is the caller's to pass on.
+    pub(crate) fn settle<T>(&mut self, outcome: Result<T, Failure>) -> Result<Option<T>, Failure> {
+        match outcome {
+            Ok(done) => Ok(Some(done)),
+            Err(failure) if Signals::are(&failure) => Err(failure),
+            Err(failure) => {
+                self.failed(failure.as_ref());
+                Ok(None)
+            }
+        }
+    }
+
+    /// Somebody has heard enough.
+    pub(crate) fn interrupted(&mut self) {
+        self.broken += 1;
+        self.summed_up = true;
+        say(format_args!(
+            "\nInterrupted at step {}; everything was ended.",
+            self.steps
+        ));
     }
 
     pub(crate) fn all_hold(&self) -> bool {
