@@ -149,6 +149,22 @@ async fn an_issuer_that_the_cluster_does_not_accept_ends_the_story_with_1() {
 }
 
 #[tokio::test]
+async fn interrupted_own_story_takes_its_namespace_along() {
+    let cluster = TestCluster::shared().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut told = Told::begin(&mut own_demo(cluster, cluster.issuer_b(), folder.path()).await);
+    told.until("open this page in your browser").await;
+
+    let (code, text) = told.interrupted().await;
+
+    assert_eq!(code, Some(1), "{text}");
+    let namespaces: Api<Namespace> = Api::all(cluster.client().await.unwrap());
+    assert!(namespaces.get_opt(NAMESPACE).await.unwrap().is_none(), "{text}");
+    nothing_is_left(folder.path());
+}
+
+#[tokio::test]
 async fn a_kubeconfig_that_is_not_there_ends_the_story_with_one_line_and_1() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = demo(folder.path());
@@ -254,22 +270,8 @@ impl Told {
 
 /// The story on the test cluster as if it were somebody's own, with a browser that signs alice in.
 async fn own_story(cluster: &TestCluster, issuer: &Issuer, folder: &Path) -> (Option<i32>, String) {
-    // All runs use the same namespace, and delete it at their end.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
     let _turn = ONE_AT_A_TIME.lock().await;
-    let namespaces: Api<Namespace> = Api::all(cluster.client().await.unwrap());
-    while namespaces.get_opt("kube-authn-demo").await.unwrap().is_some() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-
-    let mut command = demo(folder);
-    command
-        .arg("--kubeconfig")
-        .arg(cluster.admin_kubeconfig())
-        .args(["--issuer", issuer.url(), "--client-id", "kubernetes"])
-        .arg("--issuer-ca")
-        .arg(cluster.ca_path());
-    let mut told = Told::begin(&mut command);
+    let mut told = Told::begin(&mut own_demo(cluster, issuer, folder).await);
     while let Some(line) = told.line().await {
         if let Ok(page) = line.trim().parse::<Url>()
             && page.as_str().starts_with(issuer.url())
@@ -278,6 +280,21 @@ async fn own_story(cluster: &TestCluster, issuer: &Issuer, folder: &Path) -> (Op
         }
     }
     told.end().await
+}
+
+async fn own_demo(cluster: &TestCluster, issuer: &Issuer, folder: &Path) -> Command {
+    let namespaces: Api<Namespace> = Api::all(cluster.client().await.unwrap());
+    while namespaces.get_opt(NAMESPACE).await.unwrap().is_some() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut command = demo(folder);
+    command
+        .arg("--kubeconfig")
+        .arg(cluster.admin_kubeconfig())
+        .args(["--issuer", issuer.url(), "--client-id", "kubernetes"])
+        .arg("--issuer-ca")
+        .arg(cluster.ca_path());
+    command
 }
 
 /// What a person does in the browser: sign in, and let it open the page that it is sent to.
@@ -300,6 +317,10 @@ async fn run(mut command: Command) -> (Option<i32>, String) {
     let text = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8(text).unwrap())
 }
+
+/// Of every demo on somebody's own cluster, which deletes it at its end.
+const NAMESPACE: &str = "kube-authn-demo";
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// A cluster starts, and its programs may have to be built first.
 const LIMIT: Duration = Duration::from_secs(1200);

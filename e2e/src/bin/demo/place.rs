@@ -50,11 +50,14 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) async fn new(facts: &Facts<'_>) -> Result<Self, Failure> {
-        // Tokens and keys are in it.
+        // What is in the cluster's folder goes with it even if we are killed: tokens and keys are in this one.
+        let parent = facts
+            .cluster
+            .map_or_else(env::temp_dir, |cluster| cluster.path().to_owned());
         let folder = tempfile::Builder::new()
             .prefix("kube-authn-demo-")
             .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir()?;
+            .tempdir_in(parent)?;
         let config = folder.path().join("app-config.yaml");
         fs::write(&config, facts.app_config(&folder.path().join("kube-authn.db")))?;
         facts
@@ -107,18 +110,20 @@ impl Place {
 
     /// Stops the service. The folder goes, unless it is to be kept or something did not hold.
     pub(crate) async fn end(self, keep: bool, telling: &mut Telling) -> Result<(), Failure> {
-        let log = self.served.log().to_owned();
         let ended = match self.served.stop().await {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(format!("kube-authn serve ended badly ({status})").into()),
             Err(error) => Err(error.into()),
         };
         let failed = !telling.all_hold() || ended.is_err();
-        if failed {
-            telling.line(format!("the service's log: {}", log.display()));
-        }
         if keep || failed {
-            telling.line(format!("kept: {}", self.folder.keep().display()));
+            let folder = self.folder.keep();
+            let kept = env::temp_dir().join(folder.file_name().unwrap_or_default());
+            fs::rename(folder, &kept)?;
+            telling.line(format!("kept: {}", kept.display()));
+            if failed {
+                telling.line(format!("the service's log: {}", kept.join(LOG).display()));
+            }
         }
         ended
     }
@@ -130,7 +135,7 @@ impl Place {
         for entry in fs::read_dir(self.path())? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if !(name.starts_with("kube-authn.db") || name == "kube-authn.log") {
+            if !(name.starts_with("kube-authn.db") || name == LOG) {
                 continue;
             }
             let bytes = fs::read(&path)?;
@@ -184,6 +189,8 @@ fn program() -> Result<PathBuf, Failure> {
     }
 }
 
+/// As `Serve` names it.
+const LOG: &str = "kube-authn.log";
 /// Nobody waits longer than this for the demo's end.
 const DRAIN: Duration = Duration::from_secs(1);
 

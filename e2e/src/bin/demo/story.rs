@@ -304,5 +304,5 @@ const PODS: &str = "/api/v1/namespaces/team-a/pods";
 
 /// Shorter than the half minute that a token must still have to be sent.
 const SHORT_LIFE: Duration = Duration::from_secs(20);
-/// For one event of a watch.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// For one line of a watch; twenty times what kubectl takes to begin.
+const PATIENCE: Duration = Duration::from_secs(30);

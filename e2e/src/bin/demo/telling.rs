@@ -93,7 +93,7 @@ impl Telling {
         self.broken += 1;
         self.summed_up = true;
         say(format_args!(
-            "\nInterrupted at step {}; everything was ended.",
+            "\nInterrupted at step {}; whatever was started ends.",
             self.steps
         ));
     }
