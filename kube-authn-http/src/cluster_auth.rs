@@ -3,6 +3,7 @@
 //! Every answer is about the caller's own logins and nobody else's; parameters that name a user are not read.
 
 mod answer;
+mod limit;
 mod login;
 mod logout;
 mod posted;
@@ -28,6 +29,7 @@ pub(crate) use self::answer::no_route;
 pub use self::login::ClusterLogin;
 use self::{
     answer::{ClusterState, Deleted, ExposedToken, Refusal, Status, Stored, instant},
+    limit::PostLimit,
     login::Logins,
     logout::end_logins,
     posted::PostedBody,
@@ -38,7 +40,7 @@ use crate::caller::{Caller, Callers};
 ///
 /// | route | what |
 /// |---|---|
-/// | `POST /tokens` | verifies the posted tokens, binds them to the caller, stores them |
+/// | `POST /tokens` | verifies the posted tokens, binds them to the caller, stores them; ten at once, then one every 6 s |
 /// | `GET /status` | whether the caller has usable logins |
 /// | `GET /token` | the token that clusters get, where [`TokenExposure`] allows it |
 /// | `DELETE /tokens` | ends the caller's logins |
@@ -50,6 +52,7 @@ struct Inner {
     vault: TokenVault,
     logins: Arc<ArcSwap<Logins>>,
     exposure: TokenExposure,
+    posts: Arc<PostLimit>,
     clock: Arc<dyn Clock>,
 }
 
@@ -73,6 +76,7 @@ impl ClusterAuth {
             vault,
             logins: Arc::new(ArcSwap::from_pointee(Logins(logins))),
             exposure: TokenExposure::Never,
+            posts: Arc::default(),
             clock: Arc::new(SystemClock),
         }))
     }
@@ -131,6 +135,7 @@ async fn post_tokens(State(api): State<Api>, request: Request) -> Result<Json<St
     let (caller, user) = api.full_user(&parts).await?;
     let logins = api.auth.0.logins.load_full();
     refuse_guest(&logins, &user)?;
+    api.auth.0.posts.count(&user, api.auth.0.clock.now())?;
     let posted = PostedBody::read(&parts.headers, body).await?;
     let cluster = posted.cluster.as_deref();
     let login = logins.named_by(&posted.tokens.id_token, cluster)?;

@@ -721,3 +721,39 @@ async fn logout_of_one_cluster_ends_its_login_and_no_other() {
         404
     );
 }
+
+#[tokio::test]
+async fn user_who_posts_too_often_waits_and_nobody_else_does() {
+    let clock = clock();
+    let service = Service::with(
+        TokenExposure::Never,
+        clock.clone(),
+        &[("kubernetes", &["openportal"])],
+    )
+    .await;
+    let tokens = service.tokens("alice-sub", json!({}));
+    for _ in 0..10 {
+        let broken = service.post("alice", &json!({})).await;
+        assert_eq!(broken.status, 400);
+    }
+
+    let refused = service.post("alice", &tokens).await;
+    let other = service.post("bob", &service.tokens("bob-sub", json!({}))).await;
+    let status = service.get("alice", STATUS).await;
+    clock.advance_seconds(6);
+    let later = service.post("alice", &tokens).await;
+
+    assert_eq!(
+        (refused.status, refused.json()),
+        (
+            429,
+            json!({
+                "error": "Too many requests",
+                "message": "tokens were posted too often: try again in 6 s",
+                "code": "rate_limited",
+            })
+        )
+    );
+    assert_eq!(refused.headers[header::RETRY_AFTER], "6");
+    assert_eq!((other.status, status.status, later.status), (200, 200, 200));
+}
