@@ -64,18 +64,23 @@ pub struct CallerRequest<'a> {
     pub peer: Option<SocketAddr>,
     /// The bearer token in `Authorization`, if there is one.
     pub bearer: Option<BearerToken<'a>>,
+    /// What the server and the host program's own layers left beside the request: its session, say.
+    pub extensions: &'a Extensions,
 }
 
 impl<'a> CallerRequest<'a> {
-    /// What these header lines and this peer say.
+    /// What these header lines, and what stands beside them, say.
     ///
     /// # Errors
     /// `CallerUnknown` if `Authorization` stands there twice, or holds something that no bearer token can be.
-    pub fn new(headers: &'a HeaderMap, peer: Option<SocketAddr>) -> Result<Self> {
+    pub fn new(headers: &'a HeaderMap, extensions: &'a Extensions) -> Result<Self> {
         Ok(Self {
             headers,
-            peer,
+            peer: extensions
+                .get::<ConnectInfo<SocketAddr>>()
+                .map(|connection| connection.0),
             bearer: BearerToken::of(headers)?,
+            extensions,
         })
     }
 }
@@ -116,8 +121,7 @@ impl Callers {
     /// # Errors
     /// `CallerUnknown` if nobody is known by it; else that of the first authenticator that refused.
     pub async fn authenticate(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller> {
-        let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
-        let request = CallerRequest::new(headers, peer)?;
+        let request = CallerRequest::new(headers, extensions)?;
         let mut refused = None;
         for authenticator in &self.0 {
             match authenticator.authenticate(&request).await {

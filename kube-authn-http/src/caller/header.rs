@@ -89,6 +89,9 @@ fn refused(why: &str) -> Error {
 mod tests {
     use std::net::SocketAddr;
 
+    use axum::extract::ConnectInfo;
+    use http::Extensions;
+
     use super::*;
 
     const USER: HeaderName = HeaderName::from_static("x-forwarded-user");
@@ -102,8 +105,12 @@ mod tests {
                 (name, HeaderValue::from_str(value).expect("a value"))
             })
             .collect();
-        let peer = peer.map(|peer| SocketAddr::new(peer.parse().expect("an address"), 1234));
-        let request = CallerRequest::new(&headers, peer)?;
+        let mut extensions = Extensions::new();
+        if let Some(peer) = peer {
+            let address = SocketAddr::new(peer.parse().expect("an address"), 1234);
+            extensions.insert(ConnectInfo(address));
+        }
+        let request = CallerRequest::new(&headers, &extensions)?;
         let caller = callers.authenticate(&request).await?;
         Ok(caller.map(|caller| caller.principal.to_string()))
     }
