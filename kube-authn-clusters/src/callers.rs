@@ -25,6 +25,8 @@ pub enum CallerConfig {
 pub struct BackstageCaller {
     /// Base URL of the portal's auth plugin, without trailing slash; its keys are under `/.well-known/jwks.json`.
     pub base_url: Url,
+    /// Trust for the portal.
+    pub ca: CaBundle,
 }
 
 /// An issuer whose tokens are accepted.
@@ -121,7 +123,10 @@ pub(crate) fn read(
         None if backend_url.is_absent() => Vec::new(),
         None => findings
             .keep(portal_url(backend_url))
-            .map(|base_url| CallerConfig::Backstage(BackstageCaller { base_url }))
+            .map(|base_url| {
+                let ca = CaBundle::System;
+                CallerConfig::Backstage(BackstageCaller { base_url, ca })
+            })
             .into_iter()
             .collect(),
         Some(elements) => elements
@@ -141,16 +146,7 @@ fn read_caller(
 ) -> Option<CallerConfig> {
     let place = caller.child("type");
     match findings.keep(place.string())? {
-        "backstage" => {
-            findings.extend(caller.unknown_keys(&["type", "baseUrl"]));
-            let own = caller.child("baseUrl");
-            let base_url = match own.is_absent() && !backend_url.is_absent() {
-                true => portal_url(backend_url),
-                false => own.string().and_then(|text| http_url(&own, text)),
-            };
-            let base_url = findings.keep(base_url)?;
-            Some(CallerConfig::Backstage(BackstageCaller { base_url }))
-        }
+        "backstage" => backstage(caller, backend_url, findings).map(CallerConfig::Backstage),
         "oidc" => oidc(caller, findings).map(CallerConfig::Oidc),
         "header" => header(caller, findings).map(CallerConfig::Header),
         _ => {
@@ -158,6 +154,25 @@ fn read_caller(
             None
         }
     }
+}
+
+fn backstage(
+    caller: &ConfigValue<'_>,
+    backend_url: &ConfigValue<'_>,
+    findings: &mut Findings,
+) -> Option<BackstageCaller> {
+    findings.extend(caller.unknown_keys(&["type", "baseUrl", "caFile"]));
+    let own = caller.child("baseUrl");
+    let base_url = match own.is_absent() && !backend_url.is_absent() {
+        true => portal_url(backend_url),
+        false => own.string().and_then(|text| http_url(&own, text)),
+    };
+    let base_url = findings.keep(base_url);
+    let ca = findings.keep(caller.child("caFile").ca_file()).flatten();
+    Some(BackstageCaller {
+        base_url: base_url?,
+        ca: ca.unwrap_or(CaBundle::System),
+    })
 }
 
 fn oidc(caller: &ConfigValue<'_>, findings: &mut Findings) -> Option<OidcCaller> {

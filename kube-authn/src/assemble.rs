@@ -25,7 +25,11 @@ pub async fn effective_config(config: &AppConfig) -> EffectiveConfig {
 /// `ConfigInvalid` with all problems of the configuration, if clusters take logins and there is no key, or if the store's
 /// file cannot be opened; `Unavailable` or `Timeout` if the store does not answer.
 pub async fn vault(config: &AppConfig) -> Result<Option<TokenVault>> {
-    let effective = EffectiveConfig::read(config).await.into_valid()?;
+    vault_of(&EffectiveConfig::read(config).await.into_valid()?).await
+}
+
+/// As [`vault`], of a configuration that was read already and is valid.
+pub(crate) async fn vault_of(effective: &EffectiveConfig) -> Result<Option<TokenVault>> {
     if !effective.uses_cluster_auth() {
         return Ok(None);
     }
@@ -72,7 +76,15 @@ pub async fn cluster_access_with(
     vault: Option<TokenVault>,
     register: impl FnOnce(ProviderRegistry) -> ProviderRegistry,
 ) -> Result<ClusterAccess> {
-    let effective = EffectiveConfig::read(config).await;
+    access_of(EffectiveConfig::read(config).await, vault, register).map(|(access, _)| access)
+}
+
+/// As [`cluster_access_with`], of a configuration that was read already; with what of it is in force.
+pub(crate) fn access_of(
+    effective: EffectiveConfig,
+    vault: Option<TokenVault>,
+    register: impl FnOnce(ProviderRegistry) -> ProviderRegistry,
+) -> Result<(ClusterAccess, EffectiveConfig)> {
     let takes_logins = vault.is_some();
     let mut registry = default_registry();
     if let Some(vault) = vault {
@@ -100,10 +112,11 @@ pub async fn cluster_access_with(
         CachingProvider::new(registry),
         UpstreamPool::new(crypto_provider()),
     );
-    Ok(match stream_grace(&effective.logins) {
+    let access = match stream_grace(&effective.logins) {
         Some(grace) => access.with_stream_grace(grace),
         None => access,
-    })
+    };
+    Ok((access, effective))
 }
 
 /// `clusterAuth.lifetimes.streamGrace`: one for all logins, those of single clusters included.

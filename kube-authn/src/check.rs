@@ -5,10 +5,12 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Args;
 use kube_authn::effective_config;
-use kube_authn_clusters::{AppConfig, EffectiveConfig};
+use kube_authn_clusters::{AppConfig, EffectiveConfig, InvalidConfig};
 use kube_authn_core::{AuthMetadata, CaBundle, ClusterDetails, Problem, Secret, serde_json};
 use serde::Serialize;
 use serde_json::{Map, Value};
+
+use crate::backend::Backend;
 
 /// Reads the files in layers, later ones over earlier ones. Exits with 1 if anything is wrong.
 #[derive(Debug, Args)]
@@ -45,7 +47,7 @@ struct Mistake {
 impl Check {
     pub(crate) async fn run(&self) -> ExitCode {
         let report = match AppConfig::load(&self.files) {
-            Ok(config) => self.report(effective_config(&config).await),
+            Ok(config) => self.report(effective_config(&config).await, Backend::read(&config)),
             Err(invalid) => Report {
                 errors: mistakes(invalid.problems),
                 ..Report::default()
@@ -62,15 +64,19 @@ impl Check {
         }
     }
 
-    fn report(&self, effective: EffectiveConfig) -> Report {
+    fn report(&self, effective: EffectiveConfig, backend: Result<Backend, InvalidConfig>) -> Report {
+        let (more_warnings, more_problems) = match backend {
+            Ok(backend) => (backend.warnings, Vec::new()),
+            Err(invalid) => (Vec::new(), invalid.problems),
+        };
         Report {
             clusters: effective
                 .clusters
                 .iter()
                 .map(|cluster| self.cluster(cluster))
                 .collect(),
-            warnings: effective.warnings,
-            errors: mistakes(effective.problems),
+            warnings: [effective.warnings, more_warnings].concat(),
+            errors: mistakes([effective.problems, more_problems].concat()),
         }
     }
 

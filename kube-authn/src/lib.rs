@@ -11,4 +11,4 @@ pub use kube_authn_oidc;
 pub use kube_authn_providers;
 
 pub use self::assemble::{cluster_access, cluster_access_with, effective_config, login_verifier, vault};
-pub use self::service::{Service, service};
+pub use self::service::{Service, service, service_for};

@@ -9,6 +9,7 @@ use std::{io::IsTerminal, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+mod backend;
 mod check;
 mod keygen;
 mod listen;

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
 use kube_authn::{Service, effective_config, service};
-use kube_authn_clusters::{AppConfig, BackendConfig};
+use kube_authn_clusters::{AppConfig, BackendConfig, InvalidConfig};
 use kube_authn_core::{Error, ErrorKind, Problem, Result};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -12,6 +12,7 @@ use tokio::{
 };
 
 use crate::{
+    backend::Backend,
     check::error_line,
     listen::{Listener, raise_file_limit, tls::Certificate},
 };
@@ -77,33 +78,25 @@ impl Serve {
 
     async fn start(&self) -> Result<(Service, Listener), Refusal> {
         let config = AppConfig::load(&self.files).map_err(|invalid| Refusal::Problems(invalid.problems))?;
-        let mut problems = effective_config(&config).await.problems;
-        let backend = match BackendConfig::read(&config) {
-            Ok(backend) if problems.is_empty() => backend,
-            Ok(_) => return Err(Refusal::Problems(problems)),
+        let backend = match Backend::read(&config) {
+            Ok(backend) => backend,
             Err(invalid) => {
+                let mut problems = effective_config(&config).await.problems;
                 problems.extend(invalid.problems);
                 return Err(Refusal::Problems(problems));
             }
         };
-        let certificate = match &backend.certificate {
-            Some(pem) => {
-                let certificate = Certificate::new(pem).map_err(|error| {
-                    let place = config.value("backend.https.certificate");
-                    Refusal::Problems(vec![place.problem(error.to_string())])
-                })?;
-                Some(Arc::new(certificate))
-            }
-            None => None,
-        };
         let service = service(&config, true).await?;
+        for warning in &backend.warnings {
+            tracing::warn!("{warning}");
+        }
         if !service.knows_callers {
             tracing::warn!(
                 "nobody may call: every call is answered with 401; configure kubeAuthn.callers or backend.baseUrl"
             );
         }
-        let listener = Listener::bind(&backend, certificate.clone()).await?;
-        if let Some(certificate) = certificate {
+        let listener = Listener::bind(&backend.listen, backend.certificate.clone()).await?;
+        if let Some(certificate) = backend.certificate {
             tokio::spawn(reload(certificate, self.files.clone()));
         }
         Ok((service, listener))
@@ -156,7 +149,11 @@ impl Signals {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self::Error(error)
+        let source = std::error::Error::source(&error);
+        match source.and_then(|source| source.downcast_ref::<InvalidConfig>()) {
+            Some(invalid) => Self::Problems(invalid.problems.clone()),
+            None => Self::Error(error),
+        }
     }
 }
 

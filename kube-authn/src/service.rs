@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use kube_authn_clusters::{AppConfig, CallerConfig, EffectiveConfig, ExposeToken, OidcCaller};
+use kube_authn_clusters::{
+    AppConfig, BackstageCaller, CallerConfig, EffectiveConfig, ExposeToken, OidcCaller,
+};
 use kube_authn_core::{
     CaBundle, ClientId, Error, ErrorKind, LoginConfig, Result, SystemClock, TlsTrust, TokenVault, Transport,
 };
@@ -13,7 +15,7 @@ use kube_authn_http::{
 use kube_authn_oidc::IssuerClient;
 use kube_authn_providers::ClusterAuthProvider;
 
-use crate::assemble::{cluster_access, crypto_provider, vault, verifier};
+use crate::assemble::{access_of, crypto_provider, effective_config, vault_of, verifier};
 
 /// What `kube-authn serve` serves: all routes, and the state that their server asks when it stops.
 #[derive(Clone, Debug)]
@@ -31,12 +33,26 @@ pub struct Service {
 /// the process's recorder of measurements and serves them at `/metrics`.
 ///
 /// # Errors
-/// As [`vault`] and [`cluster_access`]; `ConfigInvalid` also if a caller's setting cannot be used.
+/// As [`vault`](crate::vault) and [`cluster_access`](crate::cluster_access); `ConfigInvalid` also if a caller's setting cannot
+/// be used. Where the configuration itself is wrong, the source is an [`InvalidConfig`](kube_authn_clusters::InvalidConfig) with all that
+/// [`effective_config`] finds.
 pub async fn service(config: &AppConfig, metrics: bool) -> Result<Service> {
-    let vault = vault(config).await?;
-    let access = cluster_access(config, vault.clone()).await?;
-    let effective = EffectiveConfig::read(config).await.into_valid()?;
+    let effective = effective_config(config).await.into_valid()?;
     let callers = callers(&effective.kube_authn.callers)?;
+    assembled(effective, callers, metrics).await
+}
+
+/// As [`service`], for callers that the program itself knows: `kubeAuthn.callers` is checked and left alone.
+///
+/// # Errors
+/// As [`service`].
+pub async fn service_for(config: &AppConfig, callers: Callers, metrics: bool) -> Result<Service> {
+    assembled(effective_config(config).await.into_valid()?, callers, metrics).await
+}
+
+async fn assembled(effective: EffectiveConfig, callers: Callers, metrics: bool) -> Result<Service> {
+    let vault = vault_of(&effective).await?;
+    let (access, effective) = access_of(effective, vault.clone(), |registry| registry)?;
 
     let mut health = Health::new().with_clusters(access.clone());
     let mut cluster_auth = None;
@@ -66,11 +82,7 @@ fn callers(configured: &[CallerConfig]) -> Result<Callers> {
     let mut callers = Callers::new();
     for caller in configured {
         callers = match caller {
-            CallerConfig::Backstage(portal) => {
-                let (transport, clock) = (transport(CaBundle::System)?, Arc::new(SystemClock));
-                let portal = BackstageCallers::new(&portal.base_url, PLUGIN_IDS, transport, clock)?;
-                callers.with(portal)
-            }
+            CallerConfig::Backstage(portal) => callers.with(backstage(portal)?),
             CallerConfig::Oidc(issuer) => callers.with(oidc(issuer)?),
             CallerConfig::Header(gateway) => {
                 let peers = gateway.trusted_peers.clone();
@@ -82,6 +94,11 @@ fn callers(configured: &[CallerConfig]) -> Result<Callers> {
         };
     }
     Ok(callers)
+}
+
+fn backstage(configured: &BackstageCaller) -> Result<BackstageCallers> {
+    let transport = transport(configured.ca.clone())?;
+    BackstageCallers::new(&configured.base_url, PLUGIN_IDS, transport, Arc::new(SystemClock))
 }
 
 fn oidc(configured: &OidcCaller) -> Result<OidcCallers> {

@@ -521,6 +521,131 @@ fn key_of_keygen_is_accepted_where_check_asks_for_one() {
     assert!(!run.1.contains("encryption"), "{}", run.1);
 }
 
+/// What the portal's own process needs, and where it listens: none of it is ours to refuse.
+#[test]
+fn plain_backstage_file_has_no_error() {
+    let config = format!(
+        "{}backend:
+  baseUrl: http://localhost:7007
+  listen: {{ port: 7007 }}
+  cors: {{ origin: http://localhost:3000, methods: [GET, HEAD], credentials: true }}
+  csp: {{ connect-src: [\"'self'\", 'http:', 'https:'] }}
+  database: {{ client: better-sqlite3, connection: ':memory:' }}
+  reading: {{ allow: [{{ host: example.com }}] }}
+",
+        one_cluster("          authProvider: localKubectlProxy\n")
+    );
+    for listen in ["{ port: 7007 }", "':7007'", "{ host: 0.0.0.0, port: '7007' }"] {
+        let config = config.replace("{ port: 7007 }", listen);
+        let place = Place::new(&[("app-config.yaml", &config)]);
+
+        let run = place.run(&["check", "--config", "app-config.yaml", "--json"], &[]);
+
+        assert_eq!(run.json()["errors"], json!([]), "{listen}");
+        assert_eq!((run.0, run.2.as_str()), (Some(0), ""), "{listen}");
+    }
+}
+
+/// Certificate and key of a server, PEM.
+fn server_certificate(years: std::ops::Range<i32>) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["portal.example.com".to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(years.start, 1, 2);
+    params.not_after = rcgen::date_time_ymd(years.end, 1, 2);
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+/// An app-config that listens with `cert.pem` and `key.pem`.
+const HTTPS: &str = "
+backend:
+  https: { certificate: { cert: { $file: cert.pem }, key: { $file: key.pem } } }
+";
+
+#[test]
+fn listen_address_and_certificate_that_serve_would_refuse_are_errors_with_file_and_key() {
+    let (certificate, key) = server_certificate(2020..4000);
+    let (_, other_key) = server_certificate(2020..4000);
+    let pem = [("cert.pem", &*certificate), ("key.pem", &*key)];
+    for (config, pem, places) in [
+        ("backend: { listen: here }", &pem[..0], &["backend.listen"][..]),
+        (
+            "backend: { listen: here, https: true }",
+            &pem[..0],
+            &["backend.listen", "backend.https"],
+        ),
+        (HTTPS, &pem[..0], &["backend.https.certificate.cert"]),
+        (HTTPS, &pem[..1], &["backend.https.certificate.key"]),
+        (
+            HTTPS,
+            &[pem[0], ("key.pem", "no key")],
+            &["backend.https.certificate"],
+        ),
+        (
+            HTTPS,
+            &[pem[0], ("key.pem", &other_key)],
+            &["backend.https.certificate"],
+        ),
+        (
+            HTTPS,
+            &[("cert.pem", "cert.pem"), pem[1]],
+            &["backend.https.certificate"],
+        ),
+    ] {
+        let place = Place::new(&[pem, &[("app-config.yaml", config)]].concat());
+
+        let run = place.run(&["check", "--config", "app-config.yaml", "--json"], &[]);
+        let serve = place.run(&["serve", "--config", "app-config.yaml"], &[]);
+
+        let report = run.json();
+        let told: Vec<_> = report["errors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|error| {
+                assert_eq!(error["file"], "app-config.yaml", "{report}");
+                error["key"].as_str().unwrap()
+            })
+            .collect();
+        assert_eq!(told, places, "{config}");
+        assert_eq!((run.0, serve.0), (Some(1), Some(1)), "{config}");
+        for text in run.messages() {
+            assert!(
+                serve.2.contains(&text),
+                "serve does not say {text:?}: {}",
+                serve.2
+            );
+            assert!(!text.contains("PRIVATE KEY-----"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn certificate_outside_its_time_is_a_warning() {
+    for (years, said) in [
+        (2000..2001, Some("expired at 2001-01-02T00:00:00Z")),
+        (3000..4000, Some("is not valid before 3000-01-02T00:00:00Z")),
+        (2000..4000, None),
+    ] {
+        let (certificate, key) = server_certificate(years);
+        let place = Place::new(&[
+            ("app-config.yaml", HTTPS),
+            ("cert.pem", &certificate),
+            ("key.pem", &key),
+        ]);
+
+        let run = place.run(&["check", "--config", "app-config.yaml", "--json"], &[]);
+
+        assert_eq!(run.0, Some(0), "{}", run.1);
+        let warnings = run.json()["warnings"].to_string();
+        assert_eq!(
+            warnings.contains("backend.https.certificate.cert"),
+            said.is_some(),
+            "{warnings}"
+        );
+        assert!(said.is_none_or(|said| warnings.contains(said)), "{warnings}");
+    }
+}
+
 fn names(report: &Value) -> Vec<String> {
     let clusters = report["clusters"].as_array().unwrap();
     clusters

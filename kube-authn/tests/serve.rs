@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
@@ -215,6 +216,42 @@ fn caller_whom_a_trusted_gateway_names_reaches_the_cluster() {
                 && line.contains("outcome=\"2xx\"")),
         "{metrics}"
     );
+}
+
+#[test]
+fn portal_with_a_certificate_of_its_own_ca_is_asked_for_its_keys_and_only_with_that_ca() {
+    let token = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+    let head = json!({ "alg": "ES256", "kid": "k", "typ": "vnd.backstage.user" });
+    for trusted in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let portal = ApiServer::start(Duration::ZERO);
+        fs::write(folder.path().join("ca.pem"), &portal.authority.pem).unwrap();
+        let base_url = format!("https://127.0.0.1:{}/api/auth", portal.port);
+        let mut caller = json!({ "type": "backstage", "baseUrl": base_url });
+        if trusted {
+            caller["caFile"] = "ca.pem".into();
+        }
+        let program = Program::start(
+            &folder,
+            &json!({ "backend": { "listen": "127.0.0.1:0" }, "kubeAuthn": { "callers": [caller] } }),
+        );
+        let claims = json!({ "iss": base_url, "sub": "user:default/alice", "aud": "backstage", "exp": 4_000_000_000_u32 });
+        let signature = URL_SAFE_NO_PAD.encode([7; 64]);
+        let line = format!(
+            "Authorization: Bearer {}.{}.{signature}",
+            token(&head),
+            token(&claims)
+        );
+
+        let answer = program.get("/api/kubernetes/clusters", &[&line]);
+
+        assert!(!answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let asked = portal
+            .seen()
+            .iter()
+            .any(|head| head.starts_with("GET /api/auth/.well-known/jwks.json "));
+        assert_eq!(asked, trusted, "{answer}");
+    }
 }
 
 #[test]

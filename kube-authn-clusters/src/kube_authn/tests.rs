@@ -38,7 +38,10 @@ fn callers_of_all_types_are_read_in_order() {
     else {
         panic!("{:?}", config.callers)
     };
-    assert_eq!(portal.base_url.as_str(), "https://p/api/auth");
+    assert_eq!(
+        (portal.base_url.as_str(), &portal.ca),
+        ("https://p/api/auth", &CaBundle::System)
+    );
     assert_eq!(
         (oidc.issuer.as_str(), oidc.audience.as_str(), &oidc.ca),
         ("https://i/", "portal", &CaBundle::System)
@@ -56,6 +59,37 @@ fn callers_of_all_types_are_read_in_order() {
         (header.user.as_str(), header.trusted_peers.len()),
         ("x-forwarded-user", 2)
     );
+}
+
+#[test]
+fn portal_with_a_ca_of_its_own_is_trusted_by_that_alone_and_a_ca_that_is_none_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (good, bad) = (folder.path().join("ca.pem"), folder.path().join("bad.pem"));
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = rcgen::CertificateParams::default()
+        .self_signed(&key)
+        .expect("a certificate");
+    std::fs::write(&good, certificate.pem()).expect("written");
+    std::fs::write(&bad, "no certificate").expect("written");
+    let of = |ca: &std::path::Path| {
+        format!(
+            "kubeAuthn: {{ callers: [{{ type: backstage, baseUrl: 'https://p/api/auth', caFile: '{}' }}] }}",
+            ca.display()
+        )
+    };
+
+    let (config, findings) = read(&of(&good));
+
+    assert_eq!(findings.problems, []);
+    let [CallerConfig::Backstage(portal)] = &config.callers[..] else {
+        panic!("{:?}", config.callers)
+    };
+    assert_eq!(portal.ca, CaBundle::File(good.into()));
+    for ca in [bad, folder.path().join("gone.pem")] {
+        let told = told(&of(&ca));
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].0, "kubeAuthn.callers[0].caFile");
+    }
 }
 
 #[test]

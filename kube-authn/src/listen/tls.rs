@@ -4,13 +4,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use kube_authn_clusters::ServerCertificate;
-use kube_authn_core::{Error, ErrorKind, Result};
+use kube_authn_core::{
+    Clock, Error, ErrorKind, Result, SystemClock,
+    jiff::{SignedDuration, Timestamp},
+};
 use rustls::{
     ServerConfig,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
     version::{TLS12, TLS13},
 };
+use webpki::{EndEntityCert, KeyUsage};
 
 /// The certificate that new connections are shown.
 #[derive(Debug)]
@@ -53,6 +57,9 @@ impl Certificate {
             Ok(config) => {
                 self.config.store(config);
                 tracing::info!("the certificate was renewed");
+                if let Some(warning) = out_of_date(pem, SystemClock.now()) {
+                    tracing::warn!("{warning}");
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "the new certificate cannot be used: the old one stays in force");
@@ -72,6 +79,30 @@ impl Certificate {
         let new = *seen != now;
         *seen = now;
         new
+    }
+}
+
+/// What to say of a certificate that clients refuse at this time; `None` for one in its time, or one that is none.
+pub(crate) fn out_of_date(pem: &ServerCertificate, now: Timestamp) -> Option<String> {
+    let certificate = CertificateDer::from_pem_slice(pem.chain.as_bytes()).ok()?;
+    let certificate = EndEntityCert::try_from(&certificate).ok()?;
+    let time = UnixTime::since_unix_epoch(now.duration_since(Timestamp::UNIX_EPOCH).try_into().ok()?);
+    // Trusting nobody, it looks at the certificate's own time first and then finds no issuer.
+    let verified = certificate.verify_for_usage(&[], &[], &[], time, KeyUsage::server_auth(), None, None);
+    let at = |time: UnixTime| {
+        let since = SignedDuration::from_secs(i64::try_from(time.as_secs()).ok()?);
+        Timestamp::UNIX_EPOCH.checked_add(since).ok()
+    };
+    match verified.err()? {
+        webpki::Error::CertExpired { not_after, .. } => Some(format!(
+            "backend.https.certificate.cert expired at {}: clients refuse it; renew it",
+            at(not_after)?
+        )),
+        webpki::Error::CertNotValidYet { not_before, .. } => Some(format!(
+            "backend.https.certificate.cert is not valid before {}: clients refuse it until then",
+            at(not_before)?
+        )),
+        _ => None,
     }
 }
 
