@@ -25,10 +25,9 @@ use kube_authn_core::{
     TokenForCluster, TokenVault, usable,
 };
 
-pub(crate) use self::answer::no_route;
 pub use self::login::ClusterLogin;
 use self::{
-    answer::{ClusterState, Deleted, ExposedToken, Refusal, Status, Stored, instant},
+    answer::{ClusterState, Deleted, ExposedToken, Refusal, Status, Stored, instant, no_route},
     limit::PostLimit,
     login::Logins,
     logout::end_logins,
@@ -96,7 +95,7 @@ impl ClusterAuth {
         self.0.logins.store(Arc::new(Logins(logins)));
     }
 
-    /// The four routes, to be nested at `/api/cluster-auth`. No answer of them may be stored, refusals included.
+    /// The four routes, for `nest_service` at `/api/cluster-auth`. No answer of them may be stored, refusals included.
     pub fn router(self, callers: Callers) -> Router {
         Router::new()
             .route("/tokens", post(post_tokens).delete(delete_tokens))

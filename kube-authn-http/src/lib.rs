@@ -10,7 +10,7 @@ mod metrics;
 mod proxy;
 mod trace;
 
-use axum::{Router, middleware, routing::any};
+use axum::{Router, middleware};
 use kube_authn_core::ClusterAccess;
 
 pub use axum;
@@ -46,10 +46,8 @@ pub fn router(
 ) -> Router {
     let mut router = clusters(access.clone(), callers.clone());
     if let Some(cluster_auth) = cluster_auth {
-        router = router
-            .nest("/api/cluster-auth", cluster_auth.router(callers.clone()))
-            // The one path below it that nesting leaves out.
-            .route("/api/cluster-auth/", any(cluster_auth::no_route));
+        // As a service: the fallback of a nested router is lost as soon as a host nests ours in turn.
+        router = router.nest_service("/api/cluster-auth", cluster_auth.router(callers.clone()));
     }
     router = router
         .layer(middleware::from_fn(trace::in_span))

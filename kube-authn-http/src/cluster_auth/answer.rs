@@ -152,7 +152,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-pub(crate) async fn no_route() -> Response {
+pub(super) async fn no_route() -> Response {
     let text = "there is no such route in the token API";
     Refusal::from(Error::new(ErrorKind::ClusterUnknown, text)).into_response()
 }
