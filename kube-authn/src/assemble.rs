@@ -12,10 +12,20 @@ use kube_authn_providers::{ClusterAuthProvider, ServiceAccountProvider, default_
 use kube_authn_store::{KeyRing, MemoryTokenStore, SqliteTokenStore};
 use rustls::crypto::CryptoProvider;
 
+use crate::service::caller_problems;
+
 /// The configuration as a whole, every problem in it included: what `kube-authn check` prints.
 ///
-/// Clusters that no built-in strategy can serve are among the problems.
+/// Clusters that no built-in strategy can serve are among the problems, and callers that cannot be told who they are.
 pub async fn effective_config(config: &AppConfig) -> EffectiveConfig {
+    let mut effective = effective_but_callers(config).await;
+    let problems = caller_problems(config, &effective.kube_authn.callers);
+    effective.problems.extend(problems);
+    effective
+}
+
+/// As [`effective_config`], for a program that knows its callers by itself.
+pub(crate) async fn effective_but_callers(config: &AppConfig) -> EffectiveConfig {
     checked(EffectiveConfig::read(config).await, &default_registry(), true)
 }
 

@@ -6,7 +6,8 @@ use kube_authn_clusters::{
     AppConfig, BackstageCaller, CallerConfig, EffectiveConfig, ExposeToken, OidcCaller,
 };
 use kube_authn_core::{
-    CaBundle, ClientId, Error, ErrorKind, LoginConfig, Result, SystemClock, TlsTrust, TokenVault, Transport,
+    CaBundle, ClientId, Error, ErrorKind, LoginConfig, Problem, Result, SystemClock, TlsTrust, TokenVault,
+    Transport,
 };
 use kube_authn_http::{
     BackstageCallers, Callers, ClusterAuth, ClusterLogin, HeaderCallers, Health, Metrics, OidcCallers,
@@ -15,7 +16,9 @@ use kube_authn_http::{
 use kube_authn_oidc::IssuerClient;
 use kube_authn_providers::ClusterAuthProvider;
 
-use crate::assemble::{access_of, crypto_provider, effective_config, vault_of, verifier};
+use crate::assemble::{
+    access_of, crypto_provider, effective_but_callers, effective_config, vault_of, verifier,
+};
 
 /// What `kube-authn serve` serves: all routes, and the state that their server asks when it stops.
 #[derive(Clone, Debug)]
@@ -42,12 +45,17 @@ pub async fn service(config: &AppConfig, metrics: bool) -> Result<Service> {
     assembled(effective, callers, metrics).await
 }
 
-/// As [`service`], for callers that the program itself knows: `kubeAuthn.callers` is checked and left alone.
+/// As [`service`], for callers that the program itself knows: `kubeAuthn.callers` and `backend.baseUrl` are left alone.
 ///
 /// # Errors
 /// As [`service`].
 pub async fn service_for(config: &AppConfig, callers: Callers, metrics: bool) -> Result<Service> {
-    assembled(effective_config(config).await.into_valid()?, callers, metrics).await
+    assembled(
+        effective_but_callers(config).await.into_valid()?,
+        callers,
+        metrics,
+    )
+    .await
 }
 
 async fn assembled(effective: EffectiveConfig, callers: Callers, metrics: bool) -> Result<Service> {
@@ -79,21 +87,36 @@ async fn assembled(effective: EffectiveConfig, callers: Callers, metrics: bool) 
 
 /// In the order of the configuration.
 fn callers(configured: &[CallerConfig]) -> Result<Callers> {
-    let mut callers = Callers::new();
-    for caller in configured {
-        callers = match caller {
-            CallerConfig::Backstage(portal) => callers.with(backstage(portal)?),
-            CallerConfig::Oidc(issuer) => callers.with(oidc(issuer)?),
-            CallerConfig::Header(gateway) => {
-                let peers = gateway.trusted_peers.clone();
-                let is_trusted = move |address| peers.iter().any(|range| range.contains(address));
-                callers.with(HeaderCallers::new(gateway.user.clone(), is_trusted))
-            }
-            // Whoever this is for would be left out in silence.
-            _ => return Err(unknown("kubeAuthn.callers[].type")),
-        };
+    configured.iter().try_fold(Callers::new(), with)
+}
+
+/// What `callers` would refuse, with the place to mend it.
+pub(crate) fn caller_problems(config: &AppConfig, configured: &[CallerConfig]) -> Vec<Problem> {
+    let list = config.value("kubeAuthn.callers");
+    let place = match list.is_absent() {
+        // They are made of it then.
+        true => config.value("backend.baseUrl"),
+        false => list,
+    };
+    configured
+        .iter()
+        .filter_map(|caller| with(Callers::new(), caller).err())
+        .map(|error| place.problem(error.to_string()))
+        .collect()
+}
+
+fn with(callers: Callers, caller: &CallerConfig) -> Result<Callers> {
+    match caller {
+        CallerConfig::Backstage(portal) => Ok(callers.with(backstage(portal)?)),
+        CallerConfig::Oidc(issuer) => Ok(callers.with(oidc(issuer)?)),
+        CallerConfig::Header(gateway) => {
+            let peers = gateway.trusted_peers.clone();
+            let is_trusted = move |address| peers.iter().any(|range| range.contains(address));
+            Ok(callers.with(HeaderCallers::new(gateway.user.clone(), is_trusted)))
+        }
+        // Whoever this is for would be left out in silence.
+        _ => Err(unknown("kubeAuthn.callers[].type")),
     }
-    Ok(callers)
 }
 
 fn backstage(configured: &BackstageCaller) -> Result<BackstageCallers> {

@@ -620,6 +620,39 @@ fn listen_address_and_certificate_that_serve_would_refuse_are_errors_with_file_a
 }
 
 #[test]
+fn callers_that_serve_could_not_tell_are_errors_with_file_and_key() {
+    for (config, key, said) in [
+        (
+            "backend: { baseUrl: 'http://portal.example.com' }",
+            "backend.baseUrl",
+            "expected https (http on loopback)",
+        ),
+        (
+            "kubeAuthn: { callers: [{ type: backstage, baseUrl: 'http://portal.example.com/api/auth' }] }",
+            "kubeAuthn.callers",
+            "expected https (http on loopback)",
+        ),
+    ] {
+        let place = Place::new(&[("app-config.yaml", config)]);
+
+        let run = place.run(&["check", "--config", "app-config.yaml", "--json"], &[]);
+        let serve = place.run(&["serve", "--config", "app-config.yaml"], &[]);
+
+        let error = &run.json()["errors"][0];
+        assert_eq!(
+            (&error["file"], &error["key"]),
+            (&json!("app-config.yaml"), &json!(key))
+        );
+        assert!(run.messages()[0].contains(said), "{run:?}");
+        assert!(
+            serve.2.contains(&format!("error     app-config.yaml: {key}: ")),
+            "{serve:?}"
+        );
+        assert_eq!((run.0, serve.0), (Some(1), Some(1)));
+    }
+}
+
+#[test]
 fn certificate_outside_its_time_is_a_warning() {
     for (years, said) in [
         (2000..2001, Some("expired at 2001-01-02T00:00:00Z")),
