@@ -1,4 +1,5 @@
-//! `deploy/kubernetes` on a real API server: every object is accepted, and the service account may do nothing.
+//! `deploy/kubernetes` on a real API server: every object is accepted, and the service account may do nothing. And the
+//! kubeconfig that users are told to write.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![allow(
     clippy::disallowed_methods,
@@ -7,7 +8,7 @@
 
 use std::{path::Path, process::Stdio};
 
-use kube_authn_e2e::TestCluster;
+use kube_authn_e2e::{TestCluster, fixtures};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
@@ -186,6 +187,42 @@ async fn pod_gets_no_token_of_the_service_account() {
     assert_eq!(account["automountServiceAccountToken"], json!(false));
     assert!(accepted, "{pod}");
     assert!(!pod.contains("serviceAccountToken"), "{pod}");
+}
+
+#[tokio::test]
+async fn kubeconfig_of_the_documentation_finds_the_token_and_the_ca_beside_it() {
+    let cluster = TestCluster::shared().await.unwrap();
+    let docs = include_str!("../../docs/http.md");
+    let kubeconfig = docs
+        .split("```yaml\n")
+        .filter_map(|rest| rest.split("```").next())
+        .find(|block| block.contains("kind: Config"))
+        .unwrap();
+    let portal = "https://kube-authn.example.com/api/kubernetes/clusters/openportal/proxy";
+    assert!(kubeconfig.contains(portal));
+    let folder = tempfile::tempdir().unwrap();
+    let (namespace, name) = fixtures::PORTAL_SERVICE_ACCOUNT;
+    let (made, token) = kubectl(cluster, &["create", "token", name, "-n", namespace], None).await;
+    assert!(made, "{token}");
+    for (file, text) in [
+        (
+            "kubeconfig",
+            &*kubeconfig.replace(portal, &cluster.api_server_url()),
+        ),
+        ("kube-authn-ca.pem", cluster.ca_pem()),
+        ("portal-token", &token),
+    ] {
+        std::fs::write(folder.path().join(file), text).unwrap();
+    }
+
+    let kubeconfig = folder.path().join("kubeconfig");
+    let arguments = ["--kubeconfig", kubeconfig.to_str().unwrap(), "auth", "whoami"];
+    let (known, who) = kubectl(cluster, &arguments, None).await;
+
+    assert!(
+        known && who.contains(&format!("system:serviceaccount:{namespace}:{name}")),
+        "{who}"
+    );
 }
 
 /// The cluster, everything in the folder applied.

@@ -76,7 +76,7 @@ impl ProxyState {
 /// `/api/kubernetes/clusters/{name}/proxy/*`.
 ///
 /// What follows goes to the API server byte for byte, as the caller's own identity there; bodies stream both ways. The
-/// server below must offer upgrades ([`axum::serve`] does; with hyper: `with_upgrades`).
+/// server below must offer upgrades ([`axum::serve()`] does; with hyper: `with_upgrades`).
 pub fn proxy(state: ProxyState) -> Router {
     let mut router = Router::new();
     for path in ["/api/kubernetes/proxy", "/api/kubernetes/clusters/{name}/proxy"] {
