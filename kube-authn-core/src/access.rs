@@ -50,12 +50,13 @@ impl ClusterAccess {
         self.edit(|inner| inner.clock = clock)
     }
 
-    /// Sets for how long after its credential's end an open stream may go on, 30 s by default.
+    /// Sets for how long after the end of its credential, or of the caller's own authentication, an open stream may go on,
+    /// 30 s by default.
     pub fn with_stream_grace(self, stream_grace: Duration) -> Self {
         self.edit(|inner| inner.stream_grace = stream_grace)
     }
 
-    /// For how long after its credential's end an open stream may go on.
+    /// For how long after the end of its credential, or of the caller's own authentication, an open stream may go on.
     pub fn stream_grace(&self) -> Duration {
         self.0.stream_grace
     }
@@ -118,7 +119,7 @@ impl ClusterAccess {
     /// [`hyper::upgrade::on`].
     ///
     /// The answer's body, and a connection taken over by an upgrade, end with an error at logout, or some time after the
-    /// credential's end.
+    /// end of the credential or of the caller's own authentication.
     ///
     /// # Errors
     /// Before anything is sent: those of [`ClusterAccess::credential`], and `RequestInvalid` for a URI that is no path, or
@@ -188,7 +189,12 @@ impl ClusterAccess {
             .0
             .pool
             .of_identity(cluster, credential.client_certificate())?;
-        let cut = Cut::of(credential, self.0.stream_grace, self.0.clock.clone());
+        let cut = Cut::of(
+            credential,
+            &request.principal,
+            self.0.stream_grace,
+            self.0.clock.clone(),
+        );
         let mut sent = upstream
             .send(outgoing.next(request, credential)?, outgoing.way, cut.clone())
             .await;

@@ -648,14 +648,20 @@ async fn logout_never_leaves_an_upgraded_connection_open() {
 }
 
 #[tokio::test]
-async fn stream_ends_some_time_after_its_credential() {
-    for lane in LANES {
+async fn stream_ends_some_time_after_its_credential_or_its_caller() {
+    let ending = bearer("t").with_expires_at(instant(1_100));
+    let alice_ending = alice().with_expires_at(instant(1_100));
+    for (lane, credential, caller) in LANES.into_iter().flat_map(|lane| {
+        [
+            (lane, ending.clone(), alice()),
+            (lane, bearer("t"), alice_ending.clone()),
+        ]
+    }) {
         let ca = Ca::new();
         let server = streaming(&ca).await;
         let clock = ManualClock::at(instant(1_000));
-        let credential = bearer("t").with_expires_at(instant(1_100));
         let access = standing(cluster("a", &server, &ca), &clock, lane, credential);
-        let request = access.request(&alice(), "a").expect("a request");
+        let request = access.request(&caller, "a").expect("a request");
         let mut watch = access
             .send(&request, get("/api/v1/pods?watch=true"))
             .await

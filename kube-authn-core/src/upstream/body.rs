@@ -140,6 +140,13 @@ impl ResponseBody {
         body
     }
 
+    /// Returns why this answer must end, once it must, whether anybody reads it or not: for whoever holds a connection
+    /// open for it. Never, if nothing can end it.
+    pub fn cut(&self) -> impl Future<Output = Error> + Send + 'static {
+        let cut = self.cut.cut().clone();
+        async move { cut.wait().await }
+    }
+
     /// Only after its end can a connection of HTTP/1.1 serve the next request.
     fn end(&mut self, whole: bool) {
         if let Some((incoming, lease)) = self.incoming.take() {

@@ -13,6 +13,7 @@ use std::{
 };
 
 use rustls::{ClientConfig, pki_types::ServerName};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -155,6 +156,9 @@ impl Connector {
                 Ok(Ok(stream)) => {
                     // Requests are small and whole; waiting for more bytes only adds latency.
                     stream.set_nodelay(true).map_err(Failure::connect)?;
+                    SockRef::from(&stream)
+                        .set_tcp_keepalive(&keep_alive())
+                        .map_err(Failure::connect)?;
                     return Ok(stream);
                 }
                 Ok(Err(error)) => failure = Failure::connect(error),
@@ -170,6 +174,14 @@ impl Connector {
             None => false,
         }
     }
+}
+
+/// An exec in which nothing happens sends nothing for hours: only probes tell that a host is gone, and keep the entry of
+/// a firewall on the way.
+fn keep_alive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(KEEP_ALIVE)
+        .with_interval(KEEP_ALIVE)
 }
 
 fn config(settings: &Settings, offer: Offer) -> Arc<ClientConfig> {
@@ -275,3 +287,6 @@ impl AsyncWrite for Stream {
         }
     }
 }
+
+/// Between two probes, as in Go's dialer and server, before so many as the system allows have failed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);

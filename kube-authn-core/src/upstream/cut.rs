@@ -13,7 +13,7 @@ use std::{
 use hyper::rt::{Read, ReadBufCursor, Write};
 use jiff::Timestamp;
 
-use crate::{Clock, Credential, Error, ErrorKind, LoginHandle};
+use crate::{Clock, Credential, Error, ErrorKind, LoginHandle, Principal};
 
 /// Decides when what was opened with one credential must end.
 #[derive(Clone)]
@@ -24,12 +24,21 @@ pub(crate) struct Cut {
 }
 
 impl Cut {
-    /// At the end of the credential's login, or `grace` after the credential's own end.
-    pub(crate) fn of(credential: &Credential, grace: Duration, clock: Arc<dyn Clock>) -> Self {
+    /// At the end of the credential's login, or `grace` after the first of two ends: the credential's own, and that of
+    /// the caller's authentication.
+    pub(crate) fn of(
+        credential: &Credential,
+        principal: &Principal,
+        grace: Duration,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let ends = [credential.expires_at(), principal.expires_at()];
         Self {
             login: credential.login().cloned(),
-            deadline: credential
-                .expires_at()
+            deadline: ends
+                .into_iter()
+                .flatten()
+                .min()
                 .map(|end| end.checked_add(grace).unwrap_or(Timestamp::MAX)),
             clock,
         }
@@ -99,6 +108,10 @@ pub(crate) struct CutWatch {
 impl CutWatch {
     pub(crate) fn reached(&self) -> Option<Error> {
         self.cut.reached()
+    }
+
+    pub(crate) fn cut(&self) -> &Cut {
+        &self.cut
     }
 
     /// Ready once it is over; else the task is woken then.
@@ -194,7 +207,7 @@ fn logged_out() -> Error {
 fn expired() -> Error {
     Error::new(
         ErrorKind::TokenExpired,
-        "the credential ended while the connection was open: open it again",
+        "the credential, or the caller's own, ended while the connection was open: open it again",
     )
 }
 
@@ -210,12 +223,42 @@ mod tests {
         ManualClock::at(Timestamp::from_second(1_000).expect("an instant"))
     }
 
+    /// With 30 s of grace, for a caller whose authentication ends at this second.
+    fn cut(credential: &Credential, caller_ends: Option<i64>, clock: &ManualClock) -> Cut {
+        let caller = Principal::anonymous();
+        let caller = match caller_ends {
+            Some(second) => caller.with_expires_at(Timestamp::from_second(second).expect("an instant")),
+            None => caller,
+        };
+        Cut::of(
+            credential,
+            &caller,
+            Duration::from_secs(30),
+            Arc::new(clock.clone()),
+        )
+    }
+
+    #[test]
+    fn earlier_of_the_two_ends_counts() {
+        let ends_at = |second| Timestamp::from_second(second).expect("an instant");
+        let credential = Credential::anonymous().with_expires_at(ends_at(1_100));
+        for (caller_ends, deadline) in [(Some(1_050), 1_080), (Some(1_200), 1_130), (None, 1_130)] {
+            let clock = clock();
+            let cut = cut(&credential, caller_ends, &clock);
+
+            clock.advance_seconds(deadline - 1_001);
+            assert!(cut.reached().is_none(), "{caller_ends:?}");
+            clock.advance_seconds(1);
+            assert!(cut.reached().is_some(), "{caller_ends:?}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn end_is_seen_by_the_clock_and_not_by_the_timer() {
         let clock = clock();
         let credential =
             Credential::anonymous().with_expires_at(Timestamp::from_second(1_100).expect("an instant"));
-        let cut = Cut::of(&credential, Duration::from_secs(30), Arc::new(clock.clone()));
+        let cut = cut(&credential, None, &clock);
         let waiting = tokio::spawn({
             let cut = cut.clone();
             async move { cut.wait().await }
@@ -232,7 +275,7 @@ mod tests {
     async fn logout_is_seen_at_once() {
         let login = LoginHandle::new(LoginId::from_bytes([1; 16]));
         let credential = Credential::anonymous().with_login(login.clone());
-        let cut = Cut::of(&credential, Duration::ZERO, Arc::new(clock()));
+        let cut = cut(&credential, None, &clock());
 
         login.end();
 
