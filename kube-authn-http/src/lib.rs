@@ -25,7 +25,7 @@ pub use self::{
     error::{kubernetes_status, token_api_error},
     health::Health,
     metrics::{Metrics, count_request, record_credential},
-    proxy::{ProxyState, proxy},
+    proxy::{Hangup, ProxyState, proxy},
 };
 
 /// All routes of the family but the Kubernetes proxy's.

@@ -23,13 +23,17 @@ use crate::{
     metrics::record_credential,
 };
 
+mod answer;
 mod body;
+mod hangup;
 mod headers;
 mod path;
 mod record;
 mod tunnel;
 
+use answer::Answer;
 use body::Passing;
+pub use hangup::Hangup;
 use path::Target;
 use record::Record;
 use tunnel::{ClientSide, Tunnels};
@@ -40,6 +44,7 @@ pub struct ProxyState {
     access: ClusterAccess,
     callers: Callers,
     idle_timeout: Duration,
+    patience: Duration,
     tunnels: Tunnels,
 }
 
@@ -50,6 +55,7 @@ impl ProxyState {
             access,
             callers,
             idle_timeout: IDLE_TIMEOUT,
+            patience: PATIENCE,
             tunnels: Tunnels::default(),
         }
     }
@@ -58,6 +64,12 @@ impl ProxyState {
     /// followed, streams through the API server to a pod or service, and upgrades may do so for ever.
     pub fn with_idle_timeout(mut self, idle_timeout: Duration) -> Self {
         self.idle_timeout = idle_timeout;
+        self
+    }
+
+    /// Sets for how long a caller may leave an answer unread, watches included, 10 minutes by default; then it ends.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 
@@ -151,7 +163,7 @@ async fn forward(state: &ProxyState, head: &mut Parts, body: Body, record: &mut 
             ErrorKind::UpstreamUnreachable,
             "the API server switched protocols though nobody asked it to",
         )),
-        _ => Ok(pass_on(answer, limit)),
+        _ => Ok(pass_on(state, head, answer, limit)),
     }
 }
 
@@ -201,7 +213,10 @@ fn may_call(caller: &Caller, method: &Method, way: Way) -> Result<()> {
 fn take_over(head: &mut Parts, way: Way) -> Result<Option<ClientSide>> {
     let connection = head.extensions.remove::<OnUpgrade>();
     match (way, connection) {
-        (Way::Upgrade, Some(connection)) => Ok(Some(ClientSide::new(connection, &head.headers))),
+        (Way::Upgrade, Some(connection)) => {
+            let hangup = head.extensions.remove::<Hangup>();
+            Ok(Some(ClientSide::new(connection, hangup, &head.headers)))
+        }
         (Way::Upgrade, None) => Err(Error::new(
             ErrorKind::RequestInvalid,
             "this connection cannot be taken over: ask for the upgrade over HTTP/1.1",
@@ -217,9 +232,10 @@ fn switch(
     mut answer: http::Response<ResponseBody>,
 ) -> Result<Response> {
     let server = hyper::upgrade::on(&mut answer);
+    let cut = answer.body().cut();
     let mut lines = client.switched(std::mem::take(answer.headers_mut()))?;
     headers::clean_answer(&mut lines);
-    state.tunnels.connect(client, server);
+    state.tunnels.connect(client, server, cut);
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = lines;
@@ -227,9 +243,19 @@ fn switch(
 }
 
 /// The API server's answer as it is, whatever its status.
-fn pass_on(answer: http::Response<ResponseBody>, limit: Option<Duration>) -> Response {
+fn pass_on(
+    state: &ProxyState,
+    head: &mut Parts,
+    answer: http::Response<ResponseBody>,
+    limit: Option<Duration>,
+) -> Response {
     let (mut answer, body) = answer.into_parts();
     headers::clean_answer(&mut answer.headers);
+    // A connection of HTTP/2 may carry others, and one answer less frees nobody's memory there.
+    let body = match head.version < Version::HTTP_2 {
+        true => Answer::new(body, state.patience, head.extensions.remove::<Hangup>()),
+        false => Answer::new(body, state.patience, None).guarded(),
+    };
     let body = Passing::new(body, limit, headers::clean_answer, server_stands_still);
     let mut response = Response::new(Body::new(body));
     *response.status_mut() = answer.status;
@@ -249,3 +275,6 @@ fn server_stands_still(limit: Duration) -> Error {
 
 /// The API server ends what it answers at one go after 60 s itself (`--request-timeout`).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Far longer than a network stands still, and long enough for somebody who reads a log page by page.
+const PATIENCE: Duration = Duration::from_secs(600);

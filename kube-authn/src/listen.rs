@@ -1,8 +1,9 @@
 //! Sockets, TLS and the limits of connections.
 
 use std::{
+    convert::Infallible,
     io::{self, Write},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,7 +11,12 @@ use std::{
     time::Duration,
 };
 
-use hyper::{Request, body::Incoming, service::service_fn};
+use hyper::{
+    Request, StatusCode, Version,
+    body::Incoming,
+    header::{self, HeaderValue},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{
@@ -21,8 +27,10 @@ use hyper_util::{
 use kube_authn::Service;
 use kube_authn_clusters::BackendConfig;
 use kube_authn_core::{Error, ErrorKind, Result};
-use kube_authn_http::axum::{Router, body::Body, extract::ConnectInfo};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use kube_authn_http::{
+    Hangup,
+    axum::{Router, body::Body, extract::ConnectInfo},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -32,7 +40,11 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service as _;
 
+mod line;
+pub(crate) mod socket;
 pub(crate) mod tls;
+
+use line::Line;
 
 /// A socket that listens, and what its connections are shown.
 #[derive(Debug)]
@@ -46,29 +58,19 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// # Errors
-    /// `ConfigInvalid` naming `backend.listen` and the address if it cannot be listened on.
+    /// `ConfigInvalid` naming `backend.listen` and the address if it cannot be listened on, or `LISTEN_FDS` if the socket
+    /// that was handed over is none that listens.
     pub(crate) async fn bind(
         backend: &BackendConfig,
         certificate: Option<Arc<tls::Certificate>>,
     ) -> Result<Self> {
-        let refused = |source: io::Error| {
-            let host = if backend.host.is_empty() {
-                "*"
-            } else {
-                &backend.host
-            };
-            let why = match source.kind() {
-                io::ErrorKind::AddrInUse => "another program listens there".to_owned(),
-                _ => source.to_string(),
-            };
-            let text = format!("cannot listen on {host}:{} (backend.listen): {why}", backend.port);
-            Error::new(ErrorKind::ConfigInvalid, text).with_source(source)
-        };
-        let socket = bind(&backend.host, backend.port).await.map_err(refused)?;
-        let address = socket.local_addr().map_err(refused)?;
+        let (socket, host) = socket::listen(backend).await?;
+        let address = socket
+            .local_addr()
+            .map_err(|source| socket::not_bound(backend, source))?;
         let listener = Self {
             socket,
-            host: backend.host.clone(),
+            host,
             address,
             certificate,
         };
@@ -106,10 +108,13 @@ impl Listener {
     }
 
     /// Serves until `stop`; then accepts nobody any more and lets requests and streams finish for as long as `drain`.
+    /// Callers that keep connections of HTTP/1.1 learn first that they end: one that is closed just when the next request
+    /// comes would cost a request that changes something.
     pub(crate) async fn serve(self, service: Service, stop: impl Future<Output = ()>, drain: Duration) {
         let graceful = GracefulShutdown::new();
         let limits = Arc::new(limits());
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
+        let leaving = Arc::new(AtomicBool::new(false));
         tokio::pin!(stop);
         loop {
             // Whoever finds no place waits in the system's queue.
@@ -134,6 +139,7 @@ impl Listener {
                 router: service.router.clone(),
                 limits: limits.clone(),
                 watcher: graceful.watcher(),
+                leaving: leaving.clone(),
             };
             let certificate = self.certificate.clone();
             tokio::spawn(async move {
@@ -142,7 +148,9 @@ impl Listener {
             });
         }
         drop(self);
+        leaving.store(true, Ordering::Relaxed);
         let finished = async {
+            let _ = timeout(FAREWELL, places.acquire_many(MAX_CONNECTIONS)).await;
             graceful.shutdown().await;
             service.proxy.tunnels_closed().await;
         };
@@ -153,29 +161,6 @@ impl Listener {
                 "not everything finished in {drain:?}: the rest is cut off"
             );
         }
-    }
-}
-
-/// An empty host is all interfaces, IPv6 and IPv4, as in Node.js.
-async fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
-    if !host.is_empty() {
-        return TcpListener::bind((host, port)).await;
-    }
-    match TcpListener::bind((IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)).await {
-        Err(error) if error.kind() != io::ErrorKind::AddrInUse => TcpListener::bind(("0.0.0.0", port)).await,
-        bound => bound,
-    }
-}
-
-/// The soft limit of open files is low for programs that use `select`; we may have as many as the system lets us.
-pub(crate) fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::debug!(%error, "the limit of open files stays as it is");
     }
 }
 
@@ -216,50 +201,76 @@ struct Connection {
     router: Router,
     limits: Arc<Builder<TokioExecutor>>,
     watcher: Watcher,
+    /// Whether the program was told to stop.
+    leaving: Arc<AtomicBool>,
 }
 
 impl Connection {
     async fn accept(self, stream: TcpStream, certificate: Option<Arc<tls::Certificate>>) {
-        // Answers are written whole; waiting for more only delays them.
-        let _ = stream.set_nodelay(true);
+        socket::set_options(&stream);
+        let hangup = Hangup::new();
+        let line = Line::new(stream, hangup.clone(), WRITE_PATIENCE);
         let Some(certificate) = certificate else {
-            return self.serve(stream).await;
+            return self.serve(line, hangup).await;
         };
-        let handshake = TlsAcceptor::from(certificate.config()).accept(stream);
+        let handshake = TlsAcceptor::from(certificate.config()).accept(line);
         match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => self.serve(stream).await,
+            Ok(Ok(stream)) => self.serve(stream, hangup).await,
             Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "TLS handshake failed"),
             Err(_) => tracing::debug!(peer = %self.peer, "TLS handshake took too long"),
         }
     }
 
-    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, hangup: Hangup) {
         let spoke = Arc::new(AtomicBool::new(false));
-        let (peer, router, heard) = (self.peer, self.router, spoke.clone());
-        let answer = service_fn(move |mut request: Request<Incoming>| {
-            heard.store(true, Ordering::Relaxed);
-            request.extensions_mut().insert(ConnectInfo(peer));
-            router.clone().call(request.map(Body::new))
+        let (peer, heard) = (self.peer, spoke.clone());
+        let answer = service_fn({
+            let (router, leaving, hangup) = (self.router, self.leaving, hangup.clone());
+            move |mut request: Request<Incoming>| {
+                heard.store(true, Ordering::Relaxed);
+                request.extensions_mut().insert(ConnectInfo(peer));
+                request.extensions_mut().insert(hangup.clone());
+                let keeps_connection = request.version() >= Version::HTTP_2;
+                let answered = router.clone().call(request.map(Body::new));
+                let leaving = leaving.clone();
+                async move {
+                    let mut response = answered.await?;
+                    if !keeps_connection
+                        && leaving.load(Ordering::Relaxed)
+                        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+                    {
+                        let close = HeaderValue::from_static("close");
+                        response.headers_mut().insert(header::CONNECTION, close);
+                    }
+                    Ok::<_, Infallible>(response)
+                }
+            }
         });
         let connection = self
             .limits
             .serve_connection_with_upgrades(TokioIo::new(stream), answer);
         let serving = self.watcher.watch(connection.into_owned());
         tokio::pin!(serving);
-        // The parsers' own limits begin with the first byte, or with the preface of HTTP/2.
-        let outcome = match timeout(HEAD_TIMEOUT, &mut serving).await {
-            Ok(outcome) => outcome,
-            Err(_) if spoke.load(Ordering::Relaxed) => serving.await,
-            Err(_) => return tracing::debug!(%peer, "no request in time"),
+        let finished = async {
+            // The parsers' own limits begin with the first byte, or with the preface of HTTP/2.
+            match timeout(HEAD_TIMEOUT, &mut serving).await {
+                Ok(outcome) => outcome.map_err(|error| error.to_string()),
+                Err(_) if spoke.load(Ordering::Relaxed) => serving.await.map_err(|error| error.to_string()),
+                Err(_) => Err("no request in time".to_owned()),
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = finished => outcome,
+            () = hangup.called() => Err("what the caller does not read has ended".to_owned()),
         };
         if let Err(error) = outcome {
-            tracing::debug!(%peer, %error, "connection ended");
+            tracing::debug!(%peer, error, "connection ended");
         }
     }
 }
 
 /// Each costs some 20 KiB and a file descriptor: 10,000 are 200 MiB, and more half-open ones than tools make by accident.
-const MAX_CONNECTIONS: usize = 10_000;
+const MAX_CONNECTIONS: u32 = 10_000;
 /// TLS takes two round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the first byte of a request to the end of its head, and from one request to the next over HTTP/1.1.
@@ -275,5 +286,9 @@ const MAX_ERROR_RESETS: usize = 100;
 /// A watch is silent for hours; whether somebody is still there only a ping tells.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_PATIENCE: Duration = Duration::from_secs(20);
+/// Far longer than a network stands still, and long enough for somebody who reads a log page by page.
+const WRITE_PATIENCE: Duration = Duration::from_secs(600);
+/// Enough for a client in the middle of its work to ask once more, and to be told that the connection ends.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Time for connections to end.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);

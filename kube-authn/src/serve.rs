@@ -14,7 +14,7 @@ use tokio::{
 use crate::{
     backend::Backend,
     check::error_line,
-    listen::{Listener, raise_file_limit, tls::Certificate},
+    listen::{Listener, socket::raise_file_limit, tls::Certificate},
 };
 
 /// Reads the files in layers, later ones over earlier ones, and serves until SIGTERM or Ctrl-C.

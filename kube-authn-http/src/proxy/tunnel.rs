@@ -9,6 +9,8 @@ use kube_authn_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 use tracing::{Instrument, Span, debug};
 
+use super::hangup::Hangup;
+
 /// The tunnels that are open. Clones share the count.
 #[derive(Clone, Debug)]
 pub(super) struct Tunnels(watch::Sender<usize>);
@@ -30,16 +32,29 @@ impl Tunnels {
     }
 
     /// Copies bytes both ways until both sides have ended, or one breaks; a side that ends is told to the other, which
-    /// may go on. The API server's side breaks at logout and at the credential's end.
-    pub(super) fn connect(&self, client: ClientSide, server: OnUpgrade) {
+    /// may go on. At the cut both are closed, even if neither side reads what the other sent.
+    pub(super) fn connect(
+        &self,
+        client: ClientSide,
+        server: OnUpgrade,
+        cut: impl Future<Output = Error> + Send + 'static,
+    ) {
         let open = Open::new(self.clone());
         let copy = async move {
-            let outcome = copy(client.connection, server).await;
-            drop(open);
-            match outcome {
-                Ok((sent, received)) => debug!(sent, received, "tunnel closed"),
-                Err(error) => debug!(%error, "tunnel broke"),
+            tokio::select! {
+                biased;
+                why = cut => {
+                    debug!(%why, "tunnel cut");
+                    if let Some(hangup) = client.hangup {
+                        hangup.call();
+                    }
+                }
+                outcome = copy(client.connection, server) => match outcome {
+                    Ok((sent, received)) => debug!(sent, received, "tunnel closed"),
+                    Err(error) => debug!(%error, "tunnel broke"),
+                },
             }
+            drop(open);
         };
         tokio::spawn(copy.instrument(Span::current()));
     }
@@ -70,14 +85,19 @@ impl Drop for Open {
 #[derive(Debug)]
 pub(super) struct ClientSide {
     connection: OnUpgrade,
+    hangup: Option<Hangup>,
     /// Its `Upgrade` lines.
     asked: Vec<HeaderValue>,
 }
 
 impl ClientSide {
-    pub(super) fn new(connection: OnUpgrade, headers: &HeaderMap) -> Self {
+    pub(super) fn new(connection: OnUpgrade, hangup: Option<Hangup>, headers: &HeaderMap) -> Self {
         let asked = headers.get_all(header::UPGRADE).iter().cloned().collect();
-        Self { connection, asked }
+        Self {
+            connection,
+            hangup,
+            asked,
+        }
     }
 
     /// The header lines of a 101 for the client: the API server's, less what says anything about a body.

@@ -24,7 +24,9 @@ use kube_authn_core::{
     EntityRef, Error, ErrorKind, KubernetesAuthProvider, Lane, LoginHandle, Metadata, Principal, Problem,
     ProviderRegistry, Result, Secret, UpstreamPool, async_trait,
 };
-use kube_authn_http::{Caller, CallerAuthenticator, CallerRequest, Callers, ProxyState, proxy};
+use kube_authn_http::{
+    Caller, CallerAuthenticator, CallerRequest, Callers, Hangup, ProxyState, axum::Extension, proxy,
+};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{ServerConfig, crypto::CryptoProvider, pki_types::PrivateKeyDer};
 use tokio::{
@@ -175,7 +177,8 @@ impl Proxy {
             tasks.spawn(async move {
                 let mut connections = JoinSet::new();
                 while let Ok((stream, _)) = listener.accept().await {
-                    let service = TowerToHyperService::new(router.clone());
+                    let hangup = Hangup::new();
+                    let service = TowerToHyperService::new(router.clone().layer(Extension(hangup.clone())));
                     connections.spawn(async move {
                         let io = TokioIo::new(stream);
                         if h2 {
@@ -183,11 +186,12 @@ impl Proxy {
                                 .serve_connection(io, service)
                                 .await;
                         } else {
-                            let _ = hyper::server::conn::http1::Builder::new()
-                                .timer(TokioTimer::new())
-                                .serve_connection(io, service)
-                                .with_upgrades()
-                                .await;
+                            let mut server = hyper::server::conn::http1::Builder::new();
+                            let serving = server.timer(TokioTimer::new()).serve_connection(io, service);
+                            tokio::select! {
+                                _ = serving.with_upgrades() => {}
+                                () = hangup.called() => {}
+                            }
                         }
                     });
                 }
