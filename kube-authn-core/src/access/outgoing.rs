@@ -199,12 +199,13 @@ fn audit_id() -> Result<HeaderValue> {
 /// client's own never gets there.
 const AUDIT_ID: header::HeaderName = header::HeaderName::from_static("audit-id");
 
-const HOP_BY_HOP: [header::HeaderName; 7] = [
+const HOP_BY_HOP: [header::HeaderName; 8] = [
     header::CONNECTION,
     header::TE,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
     header::PROXY_AUTHENTICATE,
+    header::HeaderName::from_static("http2-settings"),
     header::HeaderName::from_static("keep-alive"),
     header::HeaderName::from_static("proxy-connection"),
 ];

@@ -10,6 +10,8 @@
     reason = "the doors are those of the library, not of what tests the program"
 )]
 
+pub mod recorder;
+
 use std::{
     fs,
     io::{BufRead, BufReader, ErrorKind, Read, Write},
@@ -283,6 +285,7 @@ impl ApiServer {
 
 /// Answers requests of one connection, one after the other.
 pub fn answer(stream: TcpStream, config: Arc<ServerConfig>, tell: &mpsc::Sender<String>, delay: Duration) {
+    stream.set_nodelay(true).unwrap();
     let mut stream = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
     let mut head = Vec::new();
     let mut byte = [0];
