@@ -110,6 +110,11 @@ impl Served {
         &self.url
     }
 
+    /// The process: the program's own where no supervisor stands before it. `None` once it has ended.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// What it has said.
     pub fn log(&self) -> &Path {
         &self.log

@@ -8,6 +8,7 @@
 
 pub(crate) mod log;
 pub(crate) mod relay;
+pub(crate) mod stage;
 
 use std::{
     fmt::Display,
