@@ -6,7 +6,6 @@
     clippy::disallowed_methods,
     reason = "the doors are those of the crates, not of what tests them"
 )]
-
 #![allow(clippy::print_stderr, reason = "figures are what a long run is for")]
 
 mod support;

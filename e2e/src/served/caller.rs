@@ -31,8 +31,16 @@ impl Caller {
     /// # Errors
     /// When there is no certificate in `ca_pem`.
     pub fn new(served: &Served, ca_pem: &str, token: Secret) -> Result<Self> {
+        Self::at(served.url(), ca_pem, token)
+    }
+
+    /// Calls the service at this URL, `https://host:port`, whoever started it.
+    ///
+    /// # Errors
+    /// As [`Caller::new`].
+    pub fn at(url: &str, ca_pem: &str, token: Secret) -> Result<Self> {
         Ok(Self {
-            url: served.url().to_owned(),
+            url: url.to_owned(),
             ca_pem: ca_pem.to_owned(),
             token,
             http: Http::new(ca_pem)?,

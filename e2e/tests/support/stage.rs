@@ -64,9 +64,9 @@ impl Prepared {
 }
 
 /// Alice, who calls with a token of issuer A.
-async fn caller(cluster: &TestCluster, served: &Served) -> Caller {
+pub(crate) async fn alice(cluster: &TestCluster, url: &str) -> Caller {
     let token = cluster.issuer_a().id_token("alice", "portal").await.unwrap();
-    Caller::new(served, cluster.ca_pem(), Secret::new(token)).unwrap()
+    Caller::at(url, cluster.ca_pem(), Secret::new(token)).unwrap()
 }
 
 /// The program with seed 004's configuration, https, and alice's token of issuer A as a caller.
@@ -100,7 +100,7 @@ impl Stage {
         };
         let served = serve.start().await.unwrap();
         let Prepared { cluster, folder, .. } = prepared;
-        let alice = caller(cluster, &served).await;
+        let alice = alice(cluster, served.url()).await;
         Self {
             cluster,
             folder,
@@ -109,21 +109,8 @@ impl Stage {
         }
     }
 
-    /// Posts alice's tokens of issuer B.
     pub(crate) async fn log_in(&self) {
-        let tokens = self
-            .cluster
-            .issuer_b()
-            .sign_in("alice", "kubernetes")
-            .await
-            .unwrap();
-        let request = Request::post("/api/cluster-auth/tokens");
-        let (status, answer) = self.alice.send(request, &tokens).await.unwrap();
-        assert_eq!(
-            (status, &answer["user"]),
-            (200, &"user:default/alice".into()),
-            "{answer}"
-        );
+        log_in(self.cluster, &self.alice).await;
     }
 
     /// The cluster's kubectl with a kubeconfig that knows the proxy and the caller's token alone.
@@ -149,6 +136,18 @@ impl Stage {
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         (child, lines)
     }
+}
+
+/// Posts alice's tokens of issuer B.
+pub(crate) async fn log_in(cluster: &TestCluster, alice: &Caller) {
+    let tokens = cluster.issuer_b().sign_in("alice", "kubernetes").await.unwrap();
+    let request = Request::post("/api/cluster-auth/tokens");
+    let (status, answer) = alice.send(request, &tokens).await.unwrap();
+    assert_eq!(
+        (status, &answer["user"]),
+        (200, &"user:default/alice".into()),
+        "{answer}"
+    );
 }
 
 pub(crate) async fn until(lines: &mut Lines<BufReader<ChildStdout>>, text: &str) -> String {
