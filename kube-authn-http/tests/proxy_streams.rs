@@ -18,11 +18,14 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, StreamBody};
-use kube_authn_core::{CredentialScope, LoginHandle, LoginId};
+use kube_authn_core::{
+    CachingProvider, ClusterAccess, Clusters, CredentialScope, LoginHandle, LoginId, ProviderRegistry,
+    UpstreamPool,
+};
 use kube_authn_http::{Callers, ProxyState};
 use support::{
-    AnswerBody, ByName, Ca, OK, Proxy, Recorder, Strategy, access, body, cluster, eventually, http2_server,
-    json, listen, plain, read_request, status,
+    AnswerBody, ByName, Ca, OK, Proxy, Recorder, Strategy, access, body, cluster, crypto, eventually,
+    http2_server, json, listen, plain, read_request, status,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -78,6 +81,22 @@ async fn api_server_that_cannot_be_used_gives_a_clear_answer() {
         while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
     })
     .await;
+    let trickling = server(|mut stream| async move {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nX-Slow: ").await;
+        while stream.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let gigantic = server(|mut stream| async move {
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nX-Long: {}\r\nContent-Length: 0\r\n\r\n",
+            "x".repeat(1 << 20)
+        );
+        let _ = stream.write_all(head.as_bytes()).await;
+        tokio::time::sleep(LONG).await;
+    })
+    .await;
     let resetting = server(|stream| async move {
         #[allow(deprecated, reason = "a reset is the point")]
         let _ = stream.set_linger(Some(Duration::ZERO));
@@ -91,6 +110,8 @@ async fn api_server_that_cannot_be_used_gives_a_clear_answer() {
         (half, 502, "cannot reach cluster"),
         (babbling, 502, "the answer is not HTTP"),
         (endless, 502, "the answer is not HTTP"),
+        (trickling, 504, "no answer within 2s"),
+        (gigantic, 502, "the answer is not HTTP"),
         (resetting, 502, "cannot reach cluster"),
     ] {
         let proxy = Proxy::start(vec![plain("a", address)]).await;
@@ -108,6 +129,103 @@ async fn api_server_that_cannot_be_used_gives_a_clear_answer() {
         );
         assert!(!answer.contains("cluster-token"), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn handshake_that_never_ends_gives_a_clear_answer() {
+    let silent = server(|mut stream| async move {
+        let mut bytes = vec![0; 4096];
+        while stream.read(&mut bytes).await.is_ok_and(|read| read > 0) {}
+    })
+    .await;
+    let babbling = server(|mut stream| async move {
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        tokio::time::sleep(LONG).await;
+    })
+    .await;
+    let ca = Ca::new();
+    for (address, code, words) in [
+        (silent, 504, "no connection within 1s"),
+        (babbling, 502, "it does not speak TLS"),
+    ] {
+        let url = format!("https://127.0.0.1:{}", address.port());
+        let strategy = Strategy::new("test", CredentialScope::User);
+        let credentials = CachingProvider::new(ProviderRegistry::new().with(strategy));
+        let pool = UpstreamPool::new(crypto()).with_connect_timeout(Duration::from_secs(1));
+        let clusters = Clusters::new(vec![cluster("a", &url, Some(&ca))]);
+        let proxy = Proxy::with(ClusterAccess::new(clusters, credentials, pool)).await;
+
+        let answer = proxy.get("/api/kubernetes/clusters/a/proxy/api", "").await;
+
+        assert_eq!(status(&answer), code, "{answer}");
+        assert!(answer.contains(words), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn stream_of_http2_that_breaks_off_never_looks_whole() {
+    for announced in [true, false] {
+        let a = http2_cluster(move |_| async move {
+            let frames = [
+                Ok(http_body::Frame::data(Bytes::from("half"))),
+                Err(std::io::Error::other("reset")),
+            ];
+            let stream = futures_util::StreamExt::then(futures_util::stream::iter(frames), |frame| async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                frame
+            });
+            let mut answer = Response::new(StreamBody::new(stream).boxed_unsync());
+            if announced {
+                answer
+                    .headers_mut()
+                    .insert("content-length", http::HeaderValue::from_static("8"));
+            }
+            Ok(answer)
+        })
+        .await;
+        let proxy = Proxy::start(vec![a]).await;
+
+        let answer = proxy.get("/api/kubernetes/proxy/api", "").await;
+        let request = Request::get("http://portal/api/kubernetes/proxy/api")
+            .header("authorization", "Bearer alice")
+            .body(support::full(""))
+            .expect("a request");
+        let over_http2 = proxy
+            .http2()
+            .await
+            .send_request(request)
+            .await
+            .expect("an answer");
+        let collected = over_http2.into_body().collect().await;
+
+        assert!(
+            answer.contains("half") && !answer.ends_with("0\r\n\r\n"),
+            "{answer}"
+        );
+        assert!(!answer.contains("content-length: 4"), "{answer}");
+        assert!(collected.is_err(), "{collected:?}");
+    }
+}
+
+#[tokio::test]
+async fn answer_that_is_reset_never_looks_whole() {
+    let address = server(|mut stream| async move {
+        read_request(&mut stream, &mut Vec::new()).await;
+        let half = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
+        let _ = stream.write_all(half.as_bytes()).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        #[allow(deprecated, reason = "a reset is the point")]
+        let _ = stream.set_linger(Some(Duration::ZERO));
+    })
+    .await;
+    let proxy = Proxy::start(vec![plain("a", address)]).await;
+
+    let answer = proxy.get("/api/kubernetes/proxy/api", "").await;
+
+    assert!(
+        body(&answer).contains("half") && !answer.ends_with("0\r\n\r\n"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
