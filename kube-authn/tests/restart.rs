@@ -5,6 +5,8 @@
     reason = "the doors are those of the library, not of what tests the program"
 )]
 
+#![allow(clippy::print_stderr, reason = "says how much was tried")]
+
 mod support;
 
 use std::{

@@ -1,5 +1,6 @@
 //! `kube-authn serve` as people run it: a process, sockets, signals.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(clippy::print_stderr, reason = "says what it cost")]
 #![allow(
     clippy::disallowed_methods,
     reason = "the doors are those of the library, not of what tests the program"
@@ -16,6 +17,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use support::{ApiServer, Authority, LIMIT, Program, eventually, refused};
 
@@ -337,7 +339,8 @@ fn head_of_a_mebibyte_is_refused() {
 fn half_open_clients_are_cut_off_and_nobody_waits_for_them() {
     let folder = tempfile::tempdir().unwrap();
     let program = Program::start(&folder, &json!({ "backend": { "listen": "127.0.0.1:0" } }));
-    let begin = Instant::now();
+    let count = open_files() / 2;
+    let (begin, before) = (Instant::now(), program.resident());
     let open = |sent: &[u8]| {
         let mut stream = TcpStream::connect(("127.0.0.1", program.port)).unwrap();
         stream.write_all(sent).unwrap();
@@ -347,13 +350,20 @@ fn half_open_clients_are_cut_off_and_nobody_waits_for_them() {
 
     // Nothing, less than it takes to tell the protocols apart, half a head, a preface and no request.
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    let silent: Vec<_> = (0..200)
+    let silent: Vec<_> = (0..count.min(5_000) / 4)
         .flat_map(|_| [&b""[..], b"PRI", b"GET /healthz HTTP/1.1\r\nHost", preface])
         .map(open)
         .collect();
 
     assert!(program.get("/healthz", &[]).starts_with("HTTP/1.1 200 "));
     assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
+    let growth = program.resident() - before;
+    eprintln!(
+        "{} half-open clients: {} KiB each",
+        silent.len(),
+        growth / 1024 / silent.len() as u64
+    );
+    assert!(growth < 160 << 20, "{growth}");
     for mut stream in silent {
         let mut rest = Vec::new();
         if let Err(error) = stream.read_to_end(&mut rest) {
@@ -363,3 +373,14 @@ fn half_open_clients_are_cut_off_and_nobody_waits_for_them() {
 }
 
 const PODS: &str = "/api/kubernetes/clusters/loopback/proxy/api/v1/pods?limit=1";
+
+/// How many files this process may open; as many as the system lets it.
+fn open_files() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    limit.maximum.unwrap_or(u64::MAX)
+}
