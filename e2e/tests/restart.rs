@@ -42,8 +42,8 @@ async fn kubectl_never_notices_a_restart() {
     alice.write_kubeconfig(&kubeconfig, OPENPORTAL).unwrap();
     let (done, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let goes_on = async || {
-        let until = done.load(Ordering::SeqCst) + 10;
-        eventually(LIMIT, "ten more", async || {
+        let until = done.load(Ordering::SeqCst) + 8;
+        eventually(LIMIT, "eight more", async || {
             (done.load(Ordering::SeqCst) >= until).then_some(())
         })
         .await;

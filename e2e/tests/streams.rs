@@ -130,7 +130,7 @@ async fn terminal_of_an_exec_has_the_size_of_the_callers() {
 async fn exec_and_watch_in_which_nothing_happens_stay_open() {
     let stage = Stage::new().await;
     stage.log_in().await;
-    let silence = normal_or_long(Duration::from_secs(65), Duration::from_secs(600));
+    let silence = normal_or_long(Duration::from_secs(62), Duration::from_secs(600));
     let client = stage.alice.client(OPENPORTAL).unwrap();
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
     let _ = maps.delete("after-the-silence", &Default::default()).await;
