@@ -4,7 +4,6 @@
     clippy::disallowed_methods,
     reason = "the doors are those of the library, not of what tests the program"
 )]
-
 #![allow(clippy::print_stderr, reason = "says how much was tried")]
 
 mod support;
@@ -69,6 +68,22 @@ fn descriptor_that_is_no_socket_refuses_the_start() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("LISTEN_FDS"), "{text}");
+}
+
+#[test]
+fn connection_that_is_kept_is_never_closed_without_a_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let api_server = ApiServer::start(Duration::ZERO);
+    let mut program = Program::start(&folder, &api_server.config(&folder, "127.0.0.1"));
+    let mut kept = Http1::connect(program.port).unwrap();
+    assert!(matches!(kept.ask("POST"), Ok((200, true))));
+
+    program.signal("TERM");
+    thread::sleep(Duration::from_millis(200));
+
+    // Sent before anybody could know.
+    assert!(matches!(kept.ask("POST"), Ok((200, false))));
+    assert_eq!(program.end().code(), Some(0));
 }
 
 /// Three programs after each other, the second started before and the third after the end of the one before it.
