@@ -135,7 +135,17 @@ async fn exec_and_watch_in_which_nothing_happens_stay_open() {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
     let _ = maps.delete("after-the-silence", &Default::default()).await;
     // The API server drops a watcher that is behind with large events: those of other tests don't come here.
-    let watched = ["get", "configmaps", "-l", "kind=silent", "-n", NAMESPACE, "-w", "-o", "name"];
+    let watched = [
+        "get",
+        "configmaps",
+        "-l",
+        "kind=silent",
+        "-n",
+        NAMESPACE,
+        "-w",
+        "-o",
+        "name",
+    ];
     let (_watching, mut seen) = stage.lines(&watched);
     let mut kubectls = Vec::new();
     for websocket in ["true", "false"] {
