@@ -208,6 +208,29 @@ async fn idle_connections_are_bounded() {
     eventually(|| server.open() == 128, "the pool keeps 128").await;
 }
 
+#[tokio::test]
+async fn connection_is_free_again_after_the_last_byte_of_a_known_length() {
+    let ca = Ca::new();
+    for lane in [Lane::Http1, Lane::Http2] {
+        let server = Server::start(ca.server(&[H2, H1]), echo_identity).await;
+        let (access, request) = one(cluster("a", &server, &ca), lane);
+
+        for _ in 0..5 {
+            let answer = access
+                .send(&request, get("/api/v1/pods"))
+                .await
+                .expect("an answer");
+            let mut body = answer.into_body();
+            // As hyper's server reads what it passes on.
+            while !http_body::Body::is_end_stream(&body) {
+                body.frame().await.expect("not the end").expect("a frame");
+            }
+        }
+
+        assert_eq!(server.accepted(), 1, "{lane:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_never_grow_with_users() {
     for (lane, most) in [(Lane::Http2, 1), (Lane::Http1, 16)] {

@@ -173,7 +173,13 @@ impl HttpBody for ResponseBody {
             return Poll::Ready(Some(Err(error)));
         }
         match Pin::new(incoming).poll_frame(context) {
-            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
+            Poll::Ready(Some(Ok(frame))) => {
+                // Who knows the length, as hyper's server does, doesn't ask again.
+                if this.is_end_stream() {
+                    this.end(true);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
             Poll::Ready(Some(Err(source))) => {
                 this.end(false);
                 Poll::Ready(Some(Err(broken(source))))
