@@ -1,7 +1,9 @@
 //! What the benches share: a provider that mints a token without asking anybody, users, a server, and how to measure.
 
+pub mod api_server;
 pub mod loopback;
 pub mod measure;
+pub mod process;
 
 use std::{sync::Arc, time::Duration};
 

@@ -280,7 +280,11 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
     Ok(Response::new(Full::new(Bytes::from_static(&BODY[..length]))))
 }
 
-fn server_config(authority: &Authority) -> io::Result<ServerConfig> {
+/// TLS with a certificate of this authority for loopback, HTTP/2 and HTTP/1.1.
+///
+/// # Errors
+/// If no certificate can be made.
+pub fn server_config(authority: &Authority) -> io::Result<ServerConfig> {
     let identity = authority.serving("127.0.0.1").map_err(io::Error::other)?;
     let certificate =
         CertificateDer::from_pem_slice(identity.certificate.as_bytes()).map_err(io::Error::other)?;

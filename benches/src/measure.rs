@@ -37,6 +37,21 @@ impl<T: Copy + Default, const N: usize> Rounds<T, N> {
             .map(|round| value(&round[subject]) / value(&round[peer]));
         median(ratios.collect())
     }
+
+    /// The median of the rounds' own differences, subject less peer.
+    pub fn difference(&self, subject: usize, peer: usize, value: impl Fn(&T) -> f64) -> f64 {
+        let differences = self
+            .0
+            .iter()
+            .map(|round| value(&round[subject]) - value(&round[peer]));
+        median(differences.collect())
+    }
+
+    /// The subject's values in the first and the last round.
+    pub fn first_and_last(&self, subject: usize, value: impl Fn(&T) -> f64) -> (f64, f64) {
+        let of = |round: Option<&[T; N]>| round.map_or(f64::NAN, |round| value(&round[subject]));
+        (of(self.0.first()), of(self.0.last()))
+    }
 }
 
 /// The value in the middle; of an even number, the upper one.

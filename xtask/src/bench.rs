@@ -10,15 +10,23 @@ use crate::shell::{Failure, Outcome, cargo, say};
 pub(crate) const HELP: &str = "\
 Usage: cargo xtask bench [--real] [NAME...] [-- ARGUMENTS]
 
-Runs the benches of these names, all without one (some three minutes), and ends with a table
+Runs the benches of these names, all without one (some six minutes), and ends with a table
 of their figures beside the budget. ARGUMENTS go to each bench, for example `-- --rounds 9`.
 
-  --real   `lanes` against the test cluster's kube-apiserver instead of its stand-in
+  --real   `lanes` and `proxy` against the test cluster's kube-apiserver instead of its stand-in
 
 Only ratios of one run mean anything; leave the machine alone meanwhile. benches/README.md
 says what each figure means.";
 
-const NAMES: [&str; 4] = ["credential_lookup", "client_for_new_user", "lanes", "store"];
+const NAMES: [&str; 5] = [
+    "credential_lookup",
+    "client_for_new_user",
+    "lanes",
+    "store",
+    "proxy",
+];
+/// Those that know `--real`.
+const WITH_REAL: [&str; 2] = ["lanes", "proxy"];
 
 /// How a bench marks a line for the table: `row <number> | <what> | <figure> | <limit>`.
 const MARK: &str = "row ";
@@ -44,12 +52,12 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
     let mut rows = Vec::new();
     for name in NAMES {
         let is_wanted = match (wanted.is_empty(), real) {
-            (true, true) => name == "lanes",
+            (true, true) => WITH_REAL.contains(&name),
             (true, false) => true,
             (false, _) => wanted.contains(&name),
         };
         if is_wanted {
-            let real = (real && name == "lanes").then_some("--real");
+            let real = (real && WITH_REAL.contains(&name)).then_some("--real");
             rows.extend(bench(name, real, passed_on)?);
         }
     }

@@ -1,0 +1,3 @@
+module kube-authn/benches/proxy
+
+go 1.24

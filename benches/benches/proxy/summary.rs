@@ -1,0 +1,132 @@
+//! The tables, and the lines for the budget.
+
+use std::{fs, time::Duration};
+
+use kube_authn_benches::measure::{median_and_p99, report};
+
+use crate::{
+    Cell, Run,
+    subjects::{SUBJECTS, Subject},
+    upstream::Upstream,
+};
+
+/// Backstage's fastest start to a first answer (reference run of its backend on this kind of machine).
+const BACKSTAGE_START: Duration = Duration::from_millis(1700);
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// One cell, all subjects.
+pub(crate) fn print(upstream: &Upstream, concurrency: usize, cell: &Cell) {
+    println!(
+        "\n{}, {concurrency} at once, load average {}\n\
+         | subject | req/s (/direct) | p50 µs (added) | p99 µs (added) | CPU s per 10,000 (/nginx) | \
+         server CPU µs (/direct) | new connections per 1,000 | memory MiB, first and last round |\n\
+         |---|---|---|---|---|---|---|---|",
+        name(upstream),
+        load_average(),
+    );
+    for subject in SUBJECTS {
+        let median = |value: fn(&Run) -> f64| cell.median(subject as usize, value);
+        let ratio =
+            |peer: Subject, value: fn(&Run) -> f64| cell.ratio(subject as usize, peer as usize, value);
+        let (first, last) = cell.first_and_last(subject as usize, |run| run.memory / MIB);
+        println!(
+            "| {subject:?} | {:.0} ({:.3}) | {:.0} ({:+.0}) | {:.0} ({:+.0}) | {:.3} ({:.2}) | {:.1} ({:.2}) | {:.1} | {first:.1}, {last:.1} |",
+            median(|run| run.seen.per_second),
+            ratio(Subject::Direct, |run| run.seen.per_second),
+            median(|run| run.seen.p50),
+            added(cell, subject, |run| run.seen.p50),
+            median(|run| run.seen.p99),
+            added(cell, subject, |run| run.seen.p99),
+            median(|run| run.cpu) / 100.0,
+            ratio(Subject::Nginx, |run| run.cpu),
+            median(|run| run.server_cpu),
+            ratio(Subject::Direct, |run| run.server_cpu),
+            median(|run| 1000.0 * run.connections / run.seen.requests),
+        );
+    }
+    for subject in [
+        Subject::KubeAuthn,
+        Subject::GoKeepsIdle,
+        Subject::Go,
+        Subject::Nginx,
+    ] {
+        rows(upstream, concurrency, cell, subject);
+    }
+}
+
+/// Lines for the budget: ours with its limit, the peers without.
+fn rows(upstream: &Upstream, concurrency: usize, cell: &Cell, subject: Subject) {
+    let what = format!("{subject:?}, {}, {concurrency} at once", name(upstream));
+    let limit = |limit: &'static str| if subject == Subject::KubeAuthn { limit } else { "" };
+    let ratio = |peer: Subject, value: fn(&Run) -> f64| cell.ratio(subject as usize, peer as usize, value);
+    if upstream.is_real() {
+        let figure = format!(
+            "req/s {:.2} of direct",
+            ratio(Subject::Direct, |run| run.seen.per_second)
+        );
+        let limit = limit(if concurrency == 16 { "≥ 0.85" } else { "" });
+        return report(3, &what, &figure, limit);
+    }
+    if subject != Subject::Nginx {
+        let figure = format!("CPU {:.2} × nginx", ratio(Subject::Nginx, |run| run.cpu));
+        report(1, &what, &figure, limit("≤ 2 × nginx"));
+    }
+    let figure = format!(
+        "server CPU {:.2}, {:.1} connections per 1,000",
+        ratio(Subject::Direct, |run| run.server_cpu),
+        cell.median(subject as usize, |run| 1000.0 * run.connections
+            / run.seen.requests),
+    );
+    report(2, &what, &figure, limit("≤ 1.5; ≤ 20 per 1,000"));
+    if concurrency == 1 {
+        let figure = format!(
+            "p50 +{:.0} µs, p99 +{:.0} µs",
+            added(cell, subject, |run| run.seen.p50),
+            added(cell, subject, |run| run.seen.p99),
+        );
+        report(4, &what, &figure, limit("p50 ≤ +60 µs"));
+    }
+    if concurrency == 64 {
+        let (first, last) = cell.first_and_last(subject as usize, |run| run.memory / MIB);
+        report(
+            5,
+            &what,
+            &format!("{first:.1} to {last:.1} MiB"),
+            limit("≤ 25 MiB, flat"),
+        );
+    }
+}
+
+/// The median of the rounds' own differences to direct.
+fn added(cell: &Cell, subject: Subject, value: fn(&Run) -> f64) -> f64 {
+    cell.difference(subject as usize, Subject::Direct as usize, value)
+}
+
+/// Row 11.
+pub(crate) fn print_starts(upstream: &Upstream, starts: Vec<Duration>) {
+    let fastest = starts.iter().min().copied().unwrap_or_default();
+    let (median, slowest) = median_and_p99(starts);
+    let figure = format!(
+        "{:.0} ms ({:.0} to {:.0}), {:.3} of {:.1} s",
+        1e3 * median.as_secs_f64(),
+        1e3 * fastest.as_secs_f64(),
+        1e3 * slowest.as_secs_f64(),
+        median.as_secs_f64() / BACKSTAGE_START.as_secs_f64(),
+        BACKSTAGE_START.as_secs_f64(),
+    );
+    let what = format!("start to first answer, {}", name(upstream));
+    report(11, &what, &figure, "≤ 0.1");
+}
+
+fn name(upstream: &Upstream) -> &'static str {
+    match upstream.is_real() {
+        true => "kube-apiserver, 50 pods",
+        false => "stand-in",
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "a bench reads what the kernel knows")]
+fn load_average() -> String {
+    let averages = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    averages.split(' ').next().unwrap_or_default().to_owned()
+}
