@@ -27,7 +27,7 @@ use std::{env, time::Duration};
 use kube_authn_benches::{
     loopback,
     measure::{Rounds, micros},
-    process::{cpu_of, memory_of, on_cpu},
+    process::{cpu_of, memory_of, move_to_cpu, on_cpu},
 };
 use kube_authn_e2e::Authority;
 use load::{Load, Seen, load_if_asked};
@@ -116,15 +116,28 @@ fn bench(options: &Options, programs: Programs) {
     let ours = subjects[Subject::KubeAuthn as usize].as_ref().expect("ours");
     runtime.block_on(surroundings.log_in(ours, upstream.tokens()));
 
-    for concurrency in CONCURRENCY {
-        let cell = Rounds::run(options.rounds, |subject| match &subjects[subject] {
+    let mut cell = |concurrency| {
+        Rounds::run(options.rounds, |subject| match &subjects[subject] {
             Some(running) => run(running, &mut upstream, concurrency, options.span),
             None => Run::default(),
-        });
-        summary::print(&upstream, concurrency, &cell);
+        })
+    };
+    for concurrency in CONCURRENCY {
+        let cell = cell(concurrency);
+        summary::print(options.real, concurrency, &cell);
+    }
+    if !options.real {
+        // Without the time that an idle processor needs to wake up, twice per request.
+        for running in subjects.iter().flatten() {
+            running
+                .process()
+                .into_iter()
+                .for_each(|process| move_to_cpu(process, CLIENT_CPU));
+        }
+        summary::print_on_one_processor(&cell(1));
     }
     let starts = (0..STARTS).map(|_| runtime.block_on(surroundings.first_answer(&upstream, upstream.path())));
-    summary::print_starts(&upstream, starts.collect());
+    summary::print_starts(options.real, starts.collect());
 }
 
 fn run(subject: &Running, upstream: &mut Upstream, concurrency: usize, span: Duration) -> Run {

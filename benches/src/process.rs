@@ -3,20 +3,42 @@
 
 use std::{fs, time::Duration};
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::{
+    process::Pid,
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
 
 /// Runs `start` on this processor alone, and with it the processes and threads that it starts. Where there is no such
 /// processor it runs anywhere.
 pub fn on_cpu<T>(cpu: usize, start: impl FnOnce() -> T) -> T {
     let before = sched_getaffinity(None);
-    let mut only = CpuSet::new();
-    only.set(cpu);
-    let pinned = sched_setaffinity(None, &only);
+    let pinned = sched_setaffinity(None, &only(cpu));
     let started = start();
     if let (Ok(before), Ok(())) = (before, pinned) {
         let _ = sched_setaffinity(None, &before);
     }
     started
+}
+
+/// Moves a process, its children and their threads to this processor.
+pub fn move_to_cpu(process: u32, cpu: usize) {
+    for process in tree(process) {
+        let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else {
+            continue;
+        };
+        for thread in threads.filter_map(Result::ok) {
+            let thread = thread.file_name().to_str().and_then(|thread| thread.parse().ok());
+            if let Some(thread) = thread.and_then(Pid::from_raw) {
+                let _ = sched_setaffinity(Some(thread), &only(cpu));
+            }
+        }
+    }
+}
+
+fn only(cpu: usize) -> CpuSet {
+    let mut only = CpuSet::new();
+    only.set(cpu);
+    only
 }
 
 /// User and system time of a process and its children, in ticks of 10 ms.

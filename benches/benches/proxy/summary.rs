@@ -7,21 +7,41 @@ use kube_authn_benches::measure::{median_and_p99, report};
 use crate::{
     Cell, Run,
     subjects::{SUBJECTS, Subject},
-    upstream::Upstream,
 };
 
 /// Backstage's fastest start to a first answer (reference run of its backend on this kind of machine).
 const BACKSTAGE_START: Duration = Duration::from_millis(1700);
+/// In the order of the report.
+const LISTED: [Subject; 4] = [
+    Subject::KubeAuthn,
+    Subject::GoKeepsIdle,
+    Subject::Go,
+    Subject::Nginx,
+];
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// One cell, all subjects.
-pub(crate) fn print(upstream: &Upstream, concurrency: usize, cell: &Cell) {
+pub(crate) fn print(real: bool, concurrency: usize, cell: &Cell) {
+    table(&format!("{}, {concurrency} at once", name(real)), cell);
+    for subject in LISTED {
+        rows(real, concurrency, cell, subject);
+    }
+}
+
+/// The cell of one connection with client, server and subject on one processor: row 4.
+pub(crate) fn print_on_one_processor(cell: &Cell) {
+    table("stand-in, 1 at once, all on one processor", cell);
+    for subject in LISTED {
+        latency(cell, subject, "all on one processor");
+    }
+}
+
+fn table(what: &str, cell: &Cell) {
     println!(
-        "\n{}, {concurrency} at once, load average {}\n\
+        "\n{what}, load average {}\n\
          | subject | req/s (/direct) | p50 µs (added) | p99 µs (added) | CPU s per 10,000 (/nginx) | \
          server CPU µs (/direct) | new connections per 1,000 | memory MiB, first and last round |\n\
          |---|---|---|---|---|---|---|---|",
-        name(upstream),
         load_average(),
     );
     for subject in SUBJECTS {
@@ -44,22 +64,14 @@ pub(crate) fn print(upstream: &Upstream, concurrency: usize, cell: &Cell) {
             median(|run| 1000.0 * run.connections / run.seen.requests),
         );
     }
-    for subject in [
-        Subject::KubeAuthn,
-        Subject::GoKeepsIdle,
-        Subject::Go,
-        Subject::Nginx,
-    ] {
-        rows(upstream, concurrency, cell, subject);
-    }
 }
 
 /// Lines for the budget: ours with its limit, the peers without.
-fn rows(upstream: &Upstream, concurrency: usize, cell: &Cell, subject: Subject) {
-    let what = format!("{subject:?}, {}, {concurrency} at once", name(upstream));
-    let limit = |limit: &'static str| if subject == Subject::KubeAuthn { limit } else { "" };
+fn rows(real: bool, concurrency: usize, cell: &Cell, subject: Subject) {
+    let what = format!("{subject:?}, {}, {concurrency} at once", name(real));
+    let limit = |limit| limit_of(subject, limit);
     let ratio = |peer: Subject, value: fn(&Run) -> f64| cell.ratio(subject as usize, peer as usize, value);
-    if upstream.is_real() {
+    if real {
         let figure = format!(
             "req/s {:.2} of direct",
             ratio(Subject::Direct, |run| run.seen.per_second)
@@ -79,12 +91,7 @@ fn rows(upstream: &Upstream, concurrency: usize, cell: &Cell, subject: Subject) 
     );
     report(2, &what, &figure, limit("≤ 1.5; ≤ 20 per 1,000"));
     if concurrency == 1 {
-        let figure = format!(
-            "p50 +{:.0} µs, p99 +{:.0} µs",
-            added(cell, subject, |run| run.seen.p50),
-            added(cell, subject, |run| run.seen.p99),
-        );
-        report(4, &what, &figure, limit("p50 ≤ +60 µs"));
+        latency(cell, subject, "on a processor of its own");
     }
     if concurrency == 64 {
         let (first, last) = cell.first_and_last(subject as usize, |run| run.memory / MIB);
@@ -97,13 +104,32 @@ fn rows(upstream: &Upstream, concurrency: usize, cell: &Cell, subject: Subject) 
     }
 }
 
+/// Row 4.
+fn latency(cell: &Cell, subject: Subject, place: &str) {
+    let figure = format!(
+        "p50 {:+.0} µs, p99 {:+.0} µs",
+        added(cell, subject, |run| run.seen.p50),
+        added(cell, subject, |run| run.seen.p99),
+    );
+    let what = format!("{subject:?}, stand-in, 1 at once, {place}");
+    report(4, &what, &figure, limit_of(subject, "p50 ≤ +60 µs"));
+}
+
+/// Limits are ours; peers are there to compare.
+fn limit_of(subject: Subject, limit: &'static str) -> &'static str {
+    match subject {
+        Subject::KubeAuthn => limit,
+        _ => "",
+    }
+}
+
 /// The median of the rounds' own differences to direct.
 fn added(cell: &Cell, subject: Subject, value: fn(&Run) -> f64) -> f64 {
     cell.difference(subject as usize, Subject::Direct as usize, value)
 }
 
 /// Row 11.
-pub(crate) fn print_starts(upstream: &Upstream, starts: Vec<Duration>) {
+pub(crate) fn print_starts(real: bool, starts: Vec<Duration>) {
     let fastest = starts.iter().min().copied().unwrap_or_default();
     let (median, slowest) = median_and_p99(starts);
     let figure = format!(
@@ -114,12 +140,12 @@ pub(crate) fn print_starts(upstream: &Upstream, starts: Vec<Duration>) {
         median.as_secs_f64() / BACKSTAGE_START.as_secs_f64(),
         BACKSTAGE_START.as_secs_f64(),
     );
-    let what = format!("start to first answer, {}", name(upstream));
+    let what = format!("start to first answer, {}", name(real));
     report(11, &what, &figure, "≤ 0.1");
 }
 
-fn name(upstream: &Upstream) -> &'static str {
-    match upstream.is_real() {
+fn name(real: bool) -> &'static str {
+    match real {
         true => "kube-apiserver, 50 pods",
         false => "stand-in",
     }
