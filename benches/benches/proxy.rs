@@ -1,7 +1,8 @@
 //! What does `kube-authn serve` cost, beside nothing, nginx and a reverse proxy in Go?
 //!
 //! Rows 1, 2, 4, 5 and 11 against the stand-in of `loopback.rs`; row 3, with `--real`, against the kube-apiserver of the
-//! test cluster. Every subject is a process. `--rounds N` and `--millis N` make a run longer.
+//! test cluster. Every subject is a process. `--rounds N` and `--millis N` make a run longer; `--before PATH` measures another
+//! build of the program beside it.
 #![allow(
     missing_docs,
     clippy::expect_used,
@@ -37,7 +38,6 @@ use subjects::{Running, SUBJECTS, Subject, Surroundings};
 use tokio::runtime::Runtime;
 use upstream::Upstream;
 
-const CONCURRENCY: [usize; 3] = [1, 16, 64];
 /// Starts of the program that row 11 is the median of.
 const STARTS: usize = 11;
 /// Client and stand-in share the first processor, each subject has the second when its turn comes.
@@ -54,6 +54,14 @@ pub(crate) struct Run {
     connections: f64,
     /// In bytes, with all connections open.
     memory: f64,
+}
+
+/// What is asked, and by how many at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    what: &'static str,
+    path: &'static str,
+    concurrency: usize,
 }
 
 type Cell = Rounds<Run, { SUBJECTS.len() }>;
@@ -116,15 +124,15 @@ fn bench(options: &Options, programs: Programs) {
     let ours = subjects[Subject::KubeAuthn as usize].as_ref().expect("ours");
     runtime.block_on(surroundings.log_in(ours, upstream.tokens()));
 
-    let mut cell = |concurrency| {
+    let all_asked = upstream.asked();
+    let mut cell = |asked: &Asked| {
         Rounds::run(options.rounds, |subject| match &subjects[subject] {
-            Some(running) => run(running, &mut upstream, concurrency, options.span),
+            Some(running) => run(running, &mut upstream, asked, options.span),
             None => Run::default(),
         })
     };
-    for concurrency in CONCURRENCY {
-        let cell = cell(concurrency);
-        summary::print(options.real, concurrency, &cell);
+    for asked in &all_asked {
+        summary::print(options.real, asked, &cell(asked));
     }
     if !options.real {
         // Without the time that an idle processor needs to wake up, twice per request.
@@ -134,18 +142,19 @@ fn bench(options: &Options, programs: Programs) {
                 .into_iter()
                 .for_each(|process| move_to_cpu(process, CLIENT_CPU));
         }
-        summary::print_on_one_processor(&cell(1));
+        summary::print_on_one_processor(&cell(&all_asked[0]));
     }
-    let starts = (0..STARTS).map(|_| runtime.block_on(surroundings.first_answer(&upstream, upstream.path())));
+    let starts =
+        (0..STARTS).map(|_| runtime.block_on(surroundings.first_answer(&upstream, all_asked[0].path)));
     summary::print_starts(options.real, starts.collect());
 }
 
-fn run(subject: &Running, upstream: &mut Upstream, concurrency: usize, span: Duration) -> Run {
+fn run(subject: &Running, upstream: &mut Upstream, asked: &Asked, span: Duration) -> Run {
     let load = Load {
         address: &subject.address,
-        path: &format!("{}{}", subject.prefix, upstream.path()),
+        path: &format!("{}{}", subject.prefix, asked.path),
         token: &subject.token,
-        concurrency,
+        concurrency: asked.concurrency,
         span,
     };
     let mut client = load.start();

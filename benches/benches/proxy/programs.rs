@@ -12,6 +12,8 @@ use kube_authn_e2e::cache_folder;
 /// Paths of the programs.
 pub(crate) struct Programs {
     pub(crate) kube_authn: PathBuf,
+    /// Another build of it (`--before PATH`).
+    pub(crate) before: Option<PathBuf>,
     pub(crate) go: PathBuf,
     /// `None` if it is neither there nor to be had.
     pub(crate) nginx: Option<PathBuf>,
@@ -22,6 +24,7 @@ impl Programs {
     pub(crate) fn ensure() -> Self {
         Self {
             kube_authn: kube_authn(),
+            before: before(),
             go: go(),
             nginx: nginx(),
         }
@@ -43,6 +46,13 @@ fn kube_authn() -> PathBuf {
     let bench = env::current_exe().expect("the bench's own path");
     let release = bench.ancestors().nth(2).expect("the build's folder");
     release.join("kube-authn")
+}
+
+fn before() -> Option<PathBuf> {
+    let path = env::args_os()
+        .skip_while(|argument| argument != "--before")
+        .nth(1)?;
+    Some(fs::canonicalize(path).expect("the program of --before"))
 }
 
 /// Go builds again only what has changed.

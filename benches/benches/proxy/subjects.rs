@@ -32,15 +32,18 @@ pub(crate) enum Subject {
     Go,
     /// The same, with as many idle connections as are ever needed.
     GoKeepsIdle,
+    /// Another build of ours, to compare with; only if the bench is given one.
+    Before,
     /// `kube-authn serve`: the caller's token verified, her login of the store.
     KubeAuthn,
 }
 
-pub(crate) const SUBJECTS: [Subject; 5] = [
+pub(crate) const SUBJECTS: [Subject; 6] = [
     Subject::Direct,
     Subject::Nginx,
     Subject::Go,
     Subject::GoKeepsIdle,
+    Subject::Before,
     Subject::KubeAuthn,
 ];
 
@@ -83,9 +86,13 @@ impl Surroundings<'_> {
                 let (process, port) = self.go(upstream, subject == Subject::GoKeepsIdle);
                 (Some(process), port, "")
             }
-            Subject::KubeAuthn => {
+            Subject::Before | Subject::KubeAuthn => {
+                let program = match subject {
+                    Subject::Before => self.programs.before.as_ref()?,
+                    _ => &self.programs.kube_authn,
+                };
                 self.write_configuration(upstream);
-                let (process, port) = self.kube_authn();
+                let (process, port) = self.kube_authn(program);
                 (Some(process), port, PREFIX)
             }
         };
@@ -145,8 +152,8 @@ impl Surroundings<'_> {
     }
 
     /// Starts ours, whose configuration is written.
-    fn kube_authn(&self) -> (Child, u16) {
-        let mut command = Command::new(&self.programs.kube_authn);
+    fn kube_authn(&self, program: &Path) -> (Child, u16) {
+        let mut command = Command::new(program);
         command
             .args(["serve", "--config", "app-config.yaml"])
             .current_dir(self.folder)
@@ -195,7 +202,7 @@ impl Surroundings<'_> {
     pub(crate) async fn first_answer(&self, upstream: &Upstream, path: &str) -> Duration {
         let http = self.http();
         let begin = Instant::now();
-        let (process, port) = self.kube_authn();
+        let (process, port) = self.kube_authn(&self.programs.kube_authn);
         let request = Request::get(format!("https://127.0.0.1:{port}{PREFIX}{path}"))
             .header(header::AUTHORIZATION, format!("Bearer {}", upstream.caller()))
             .body(Bytes::new())

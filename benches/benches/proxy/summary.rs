@@ -5,15 +5,16 @@ use std::{fs, time::Duration};
 use kube_authn_benches::measure::{median_and_p99, report};
 
 use crate::{
-    Cell, Run,
+    Asked, Cell, Run,
     subjects::{SUBJECTS, Subject},
 };
 
 /// Backstage's fastest start to a first answer (reference run of its backend on this kind of machine).
 const BACKSTAGE_START: Duration = Duration::from_millis(1700);
 /// In the order of the report.
-const LISTED: [Subject; 4] = [
+const LISTED: [Subject; 5] = [
     Subject::KubeAuthn,
+    Subject::Before,
     Subject::GoKeepsIdle,
     Subject::Go,
     Subject::Nginx,
@@ -21,19 +22,28 @@ const LISTED: [Subject; 4] = [
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// One cell, all subjects.
-pub(crate) fn print(real: bool, concurrency: usize, cell: &Cell) {
-    table(&format!("{}, {concurrency} at once", name(real)), cell);
-    for subject in LISTED {
-        rows(real, concurrency, cell, subject);
+pub(crate) fn print(real: bool, asked: &Asked, cell: &Cell) {
+    let what = format!("{}, {}, {} at once", name(real), asked.what, asked.concurrency);
+    table(&what, cell);
+    for subject in listed(cell) {
+        rows(real, asked, cell, subject, &format!("{subject:?}, {what}"));
     }
 }
 
 /// The cell of one connection with client, server and subject on one processor: row 4.
 pub(crate) fn print_on_one_processor(cell: &Cell) {
-    table("stand-in, 1 at once, all on one processor", cell);
-    for subject in LISTED {
+    table("stand-in, 2 KiB, 1 at once, all on one processor", cell);
+    for subject in listed(cell) {
         latency(cell, subject, "all on one processor");
     }
+}
+
+fn listed(cell: &Cell) -> impl Iterator<Item = Subject> {
+    LISTED.into_iter().filter(|subject| has_run(cell, *subject))
+}
+
+fn has_run(cell: &Cell, subject: Subject) -> bool {
+    cell.median(subject as usize, |run| run.seen.requests) > 0.0
 }
 
 fn table(what: &str, cell: &Cell) {
@@ -44,7 +54,7 @@ fn table(what: &str, cell: &Cell) {
          |---|---|---|---|---|---|---|---|",
         load_average(),
     );
-    for subject in SUBJECTS {
+    for subject in SUBJECTS.into_iter().filter(|subject| has_run(cell, *subject)) {
         let median = |value: fn(&Run) -> f64| cell.median(subject as usize, value);
         let ratio =
             |peer: Subject, value: fn(&Run) -> f64| cell.ratio(subject as usize, peer as usize, value);
@@ -67,8 +77,7 @@ fn table(what: &str, cell: &Cell) {
 }
 
 /// Lines for the budget: ours with its limit, the peers without.
-fn rows(real: bool, concurrency: usize, cell: &Cell, subject: Subject) {
-    let what = format!("{subject:?}, {}, {concurrency} at once", name(real));
+fn rows(real: bool, asked: &Asked, cell: &Cell, subject: Subject, what: &str) {
     let limit = |limit| limit_of(subject, limit);
     let ratio = |peer: Subject, value: fn(&Run) -> f64| cell.ratio(subject as usize, peer as usize, value);
     if real {
@@ -76,12 +85,25 @@ fn rows(real: bool, concurrency: usize, cell: &Cell, subject: Subject) {
             "req/s {:.2} of direct",
             ratio(Subject::Direct, |run| run.seen.per_second)
         );
-        let limit = limit(if concurrency == 16 { "≥ 0.85" } else { "" });
-        return report(3, &what, &figure, limit);
+        let limit = limit(if asked.concurrency == 16 { "≥ 0.85" } else { "" });
+        report(3, what, &figure, limit);
+    } else {
+        of_stand_in(asked, cell, subject, what);
     }
+    if asked.concurrency == 64 {
+        let (first, last) = cell.first_and_last(subject as usize, |run| run.memory / MIB);
+        let figure = format!("{first:.1} to {last:.1} MiB");
+        report(5, what, &figure, limit("≤ 25 MiB, flat"));
+    }
+}
+
+/// Rows 1, 2 and 4.
+fn of_stand_in(asked: &Asked, cell: &Cell, subject: Subject, what: &str) {
+    let limit = |limit| limit_of(subject, limit);
+    let ratio = |peer: Subject, value: fn(&Run) -> f64| cell.ratio(subject as usize, peer as usize, value);
     if subject != Subject::Nginx {
         let figure = format!("CPU {:.2} × nginx", ratio(Subject::Nginx, |run| run.cpu));
-        report(1, &what, &figure, limit("≤ 2 × nginx"));
+        report(1, what, &figure, limit("≤ 2 × nginx"));
     }
     let figure = format!(
         "server CPU {:.2}, {:.1} connections per 1,000",
@@ -89,18 +111,9 @@ fn rows(real: bool, concurrency: usize, cell: &Cell, subject: Subject) {
         cell.median(subject as usize, |run| 1000.0 * run.connections
             / run.seen.requests),
     );
-    report(2, &what, &figure, limit("≤ 1.5; ≤ 20 per 1,000"));
-    if concurrency == 1 {
+    report(2, what, &figure, limit("≤ 1.5; ≤ 20 per 1,000"));
+    if asked.concurrency == 1 {
         latency(cell, subject, "on a processor of its own");
-    }
-    if concurrency == 64 {
-        let (first, last) = cell.first_and_last(subject as usize, |run| run.memory / MIB);
-        report(
-            5,
-            &what,
-            &format!("{first:.1} to {last:.1} MiB"),
-            limit("≤ 25 MiB, flat"),
-        );
     }
 }
 
@@ -146,7 +159,7 @@ pub(crate) fn print_starts(real: bool, starts: Vec<Duration>) {
 
 fn name(real: bool) -> &'static str {
     match real {
-        true => "kube-apiserver, 50 pods",
+        true => "kube-apiserver",
         false => "stand-in",
     }
 }

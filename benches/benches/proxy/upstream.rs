@@ -11,7 +11,7 @@ use kube_authn_benches::{
 use kube_authn_e2e::Authority;
 use serde_json::{Value, json};
 
-use crate::{issuer::Issuer, subjects::configuration};
+use crate::{Asked, issuer::Issuer, subjects::configuration};
 
 const AUDIENCE: &str = "portal";
 const CLIENT: &str = "kubernetes";
@@ -71,14 +71,24 @@ impl Upstream {
         }
     }
 
-    pub(crate) fn is_real(&self) -> bool {
-        matches!(self.server, Server::Real(_))
-    }
-
-    pub(crate) fn path(&self) -> &'static str {
-        match self.is_real() {
-            true => LIST,
-            false => SMALL,
+    /// The first is the one for latency.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        let asked = |what, path, concurrency| Asked {
+            what,
+            path,
+            concurrency,
+        };
+        match &self.server {
+            Server::StandIn(_) => vec![
+                asked("2 KiB", SMALL, 1),
+                asked("2 KiB", SMALL, 16),
+                asked("2 KiB", SMALL, 64),
+                asked("155 KiB", LIST, 16),
+                asked("155 KiB", LIST, 64),
+            ],
+            Server::Real(_) => [1, 16, 64]
+                .map(|callers| asked("50 pods", LIST, callers))
+                .to_vec(),
         }
     }
 
