@@ -102,7 +102,10 @@ fn of_stand_in(asked: &Asked, cell: &Cell, subject: Subject, what: &str) {
     let limit = |limit| limit_of(subject, limit);
     let ratio = |peer: Subject, value: fn(&Run) -> f64| cell.ratio(subject as usize, peer as usize, value);
     if subject != Subject::Nginx {
-        let figure = format!("CPU {:.2} × nginx", ratio(Subject::Nginx, |run| run.cpu));
+        let figure = match has_run(cell, Subject::Nginx) {
+            true => format!("CPU {:.2} × nginx", ratio(Subject::Nginx, |run| run.cpu)),
+            false => "NOT MEASURED: there is no nginx, and no Debian package of it".to_owned(),
+        };
         report(1, what, &figure, limit("≤ 2 × nginx"));
     }
     let figure = format!(
