@@ -116,7 +116,9 @@ impl Http1Lane {
     }
 
     async fn lend(&self, connected: Connected) -> Result<Loan, Failure> {
-        let (sender, connection) = http1::handshake(TokioIo::new(connected.stream))
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(MAX_READ)
+            .handshake(TokioIo::new(connected.stream))
             .await
             .map_err(|error| Failure::http(error, false))?;
         // Errors reach whoever waits for an answer.
@@ -243,6 +245,9 @@ pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// Connections kept for one API server: as many as requests usually run at once.
 const MAX_IDLE: usize = 128;
+
+/// Bytes read ahead of whoever reads the answer, and the most that its head may have; hyper would take 400 KiB.
+const MAX_READ: usize = 32 * 1024;
 
 /// A connection takes its next request microseconds after the end of an answer, unless a body is still being sent.
 const READY_TIMEOUT: Duration = Duration::from_millis(20);
