@@ -1,8 +1,12 @@
 //! The request path to a cluster, from identity to answer.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use jiff::Timestamp;
 
 use crate::{
@@ -15,6 +19,27 @@ mod outgoing;
 mod probe;
 
 use outgoing::{Outgoing, strip_hop_by_hop};
+
+/// The `Audit-ID` that a request was last sent with: the API server may have done work under it even if no answer came. Put
+/// a clone among the extensions of a request to [`ClusterAccess::send`] and read it at any time. Clones share the value.
+#[derive(Clone, Debug, Default)]
+pub struct SentAuditId(Arc<Mutex<Option<HeaderValue>>>);
+
+impl SentAuditId {
+    /// Of a request that is not sent yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The ID of the last attempt; `None` if there was none.
+    pub fn get(&self) -> Option<HeaderValue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, audit_id: HeaderValue) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(audit_id);
+    }
+}
 
 /// Reaches clusters on somebody's behalf: clusters, credentials and connections in one handle. Clones share all three.
 #[derive(Clone)]
@@ -113,7 +138,7 @@ impl ClusterAccess {
     ///
     /// The URI's path and query are appended to the cluster's URL byte for byte. Headers by which a caller could say who
     /// it is are replaced by the credential's own, hop-by-hop headers go (those of an upgrade stay), and `Audit-ID` is
-    /// made here. After a 401 the request is sent once more if another credential can be had and the body can be sent
+    /// made here; a [`SentAuditId`] among the extensions gets to know it. After a 401 the request is sent once more if another credential can be had and the body can be sent
     /// again; every other answer, a 403 included, is passed on. A connection that turns out to be closed costs one more
     /// try if the API server surely did nothing with the request, or if the request is a read. After a 101 use
     /// [`hyper::upgrade::on`].

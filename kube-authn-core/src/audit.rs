@@ -69,7 +69,7 @@ pub enum AuditEvent<'a> {
         status: u16,
         /// From the request's head to the answer's; a stream may go on for hours.
         duration: Duration,
-        /// Under which the API server's audit log has it.
+        /// Under which the API server's audit log has it, or would have it had the request arrived.
         audit_id: Option<&'a str>,
     },
     /// A stored row did not open.

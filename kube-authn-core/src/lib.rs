@@ -51,7 +51,7 @@ pub use self::kube_client::PrincipalService;
 pub use self::transport::{MAX_RESPONSE_BYTES, Transport};
 #[cfg(feature = "upstream")]
 pub use self::{
-    access::ClusterAccess,
+    access::{ClusterAccess, SentAuditId},
     upstream::{Body, BoxError, ConnectionCount, Lane, ResponseBody, Upstream, UpstreamPool, Way},
 };
 pub use self::{

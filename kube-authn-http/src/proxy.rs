@@ -153,6 +153,7 @@ async fn forward(state: &ProxyState, head: &mut Parts, body: Body, record: &mut 
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = target.uri;
     *request.headers_mut() = std::mem::take(&mut head.headers);
+    request.extensions_mut().insert(record.sent.clone());
     let credential = CredentialRequest::new(caller.principal, cluster).with_auth(told.auth);
     fetch(&state.access, &credential).await?;
     let answer = state.access.send(&credential, request).await?;

@@ -13,7 +13,8 @@ mod support;
 use std::sync::{Arc, Mutex};
 
 use kube_authn_core::CredentialScope;
-use support::{OK, Proxy, Recorder, Strategy, access, plain};
+use support::{OK, Proxy, Recorder, Strategy, access, plain, read_request};
+use tokio::io::AsyncWriteExt;
 
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
@@ -37,6 +38,61 @@ async fn client_that_goes_away_early_is_logged() {
 
     support::eventually(|| log.text().contains("status=499"), "a line in the log").await;
     assert!(log.text().contains("caller=user:default/alice"), "{}", log.text());
+}
+
+#[tokio::test]
+async fn request_that_gets_no_answer_never_leaves_the_log_without_its_last_audit_id() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let log = Log::default();
+    let _guard = log.collect();
+    let silent = support::listen().await;
+    let mut strategy = Strategy::new("test", CredentialScope::User);
+    strategy.renewable = true;
+    let address = silent.local_addr().expect("an address");
+    let proxy = Proxy::with(access(vec![plain("a", address)], strategy)).await;
+    let get = "GET /api/kubernetes/proxy/api HTTP/1.1\r\nHost: p\r\nAuthorization: Bearer alice\r\n\r\n";
+    let audit_id = |head: &str| {
+        let line = head.lines().find_map(|line| line.strip_prefix("audit-id: "));
+        format!("audit_id=\"{}\"", line.expect("an ID"))
+    };
+    let logged = |status: &str, id: &str| {
+        let text = log.text();
+        let mut lines = text.lines().filter(|line| line.contains("kube_authn::audit"));
+        lines.any(|line| line.contains(status) && line.contains(id))
+    };
+
+    let mut gone = tokio::net::TcpStream::connect(proxy.http1)
+        .await
+        .expect("a connection");
+    gone.write_all(get.as_bytes()).await.expect("written");
+    let (mut upstream, _) = silent.accept().await.expect("a connection");
+    let head = read_request(&mut upstream, &mut Vec::new())
+        .await
+        .expect("a head");
+    drop(gone);
+    let id = audit_id(&head);
+    support::eventually(|| logged("status=499", &id), "the ID of a caller who went away").await;
+
+    // The API server refuses the first attempt and closes on the second.
+    let answers = tokio::spawn(async move { proxy.get("/api/kubernetes/proxy/api", "").await });
+    let (mut upstream, _) = silent.accept().await.expect("a connection");
+    let first = read_request(&mut upstream, &mut Vec::new())
+        .await
+        .expect("a head");
+    let refusal =
+        "HTTP/1.1 401 Unauthorized\r\nAudit-Id: first\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    upstream.write_all(refusal.as_bytes()).await.expect("written");
+    drop(upstream);
+    let (mut upstream, _) = silent.accept().await.expect("a connection");
+    let second = read_request(&mut upstream, &mut Vec::new())
+        .await
+        .expect("a head");
+    drop(upstream);
+    let answer = answers.await.expect("an answer");
+    assert_eq!(support::status(&answer), 502, "{answer}");
+    assert_ne!(audit_id(&first), audit_id(&second));
+    let id = audit_id(&second);
+    assert!(logged("status=502", &id), "{id} is not in {}", log.text());
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, request::Parts, uri::PathAndQuery};
 use tracing::debug;
 
+use super::SentAuditId;
 use crate::{
     ClusterDetails, Credential, CredentialRequest, Error, ErrorKind, Result,
     upstream::{Body, Way},
@@ -14,6 +15,8 @@ pub(super) struct Outgoing {
     /// `None` once a stream is spent.
     body: Option<Body>,
     pub(super) way: Way,
+    /// Who wants to know under which ID the request left.
+    sent: Option<SentAuditId>,
 }
 
 impl Outgoing {
@@ -22,6 +25,7 @@ impl Outgoing {
         let (mut head, body) = http.into_parts();
         let way = Way::of(&head.uri, &head.headers);
         head.uri = target(&head.method, &head.uri, cluster)?;
+        let sent = head.extensions.remove();
         // Extensions steer hyper (and `http::Extensions` of a caller's own may hold anything): none leaves.
         head.extensions.clear();
         let upgrade = match way {
@@ -44,6 +48,7 @@ impl Outgoing {
             head,
             body: Some(body),
             way,
+            sent,
         })
     }
 
@@ -73,6 +78,9 @@ impl Outgoing {
             path = request.uri().path(),
             "to the API server"
         );
+        if let Some(sent) = &self.sent {
+            sent.set(audit_id.clone());
+        }
         request.headers_mut().insert(AUDIT_ID, audit_id);
         Ok(request)
     }

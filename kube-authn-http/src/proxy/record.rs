@@ -1,8 +1,8 @@
 //! What is known of a request: for the audit log, and for the words of a refusal.
 
 use axum::response::Response;
-use http::{Method, request::Parts};
-use kube_authn_core::{AuditEvent, ClusterDetails, Error};
+use http::{HeaderValue, Method, request::Parts};
+use kube_authn_core::{AuditEvent, ClusterDetails, Error, SentAuditId};
 use serde_json::Value;
 use tokio::time::Instant;
 use tracing::Span;
@@ -19,6 +19,8 @@ use crate::{
 pub(super) struct Record {
     pub(super) caller: Option<Caller>,
     pub(super) cluster: Option<ClusterDetails>,
+    /// For a request that gets no answer: the API server may have done its work all the same.
+    pub(super) sent: SentAuditId,
     method: Method,
     /// Without query: it may hold anything.
     path: String,
@@ -34,6 +36,7 @@ impl Record {
         Self {
             caller: None,
             cluster: None,
+            sent: SentAuditId::new(),
             method: head.method.clone(),
             path: head.uri.path().to_owned(),
             names_cluster: path::names_cluster(&head.uri),
@@ -59,14 +62,11 @@ impl Record {
 
     pub(super) fn end(&mut self, response: &Response) {
         self.ended = true;
-        let audit_id = response.headers().get("audit-id");
-        self.emit(
-            response.status().as_u16(),
-            audit_id.and_then(|id| id.to_str().ok()),
-        );
+        self.emit(response.status().as_u16(), response.headers().get("audit-id"));
     }
 
-    fn emit(&self, status: u16, audit_id: Option<&str>) {
+    fn emit(&self, status: u16, answered: Option<&HeaderValue>) {
+        let audit_id = answered.cloned().or_else(|| self.sent.get());
         count_request(self.cluster.as_ref(), self.refused.unwrap_or(class(status)));
         AuditEvent::Proxied {
             caller: self.caller.as_ref().map(|caller| &caller.principal),
@@ -76,7 +76,7 @@ impl Record {
             path: &self.path,
             status,
             duration: self.begun.elapsed(),
-            audit_id,
+            audit_id: audit_id.as_ref().and_then(|id| id.to_str().ok()),
         }
         .emit();
     }
