@@ -22,7 +22,7 @@ use tokio::{
 ///
 /// Without its store a process serves nobody who is not in its cache: `/readyz` answers 503. An issuer or a cluster that does
 /// not answer is no reason to take the process out: it stands under `degraded`, with status 200. A report is at most
-/// 5 s old however many ask, and each check has 2 s. Why a check failed stands in the log alone.
+/// 5 s old however many ask and hang up, and each check has 2 s. Why a check failed stands in the log alone.
 #[derive(Default)]
 pub struct Health {
     checks: Vec<Check>,
@@ -98,7 +98,7 @@ impl Health {
             .route("/readyz", get(ready))
             .with_state(Arc::new(Readiness {
                 health: self,
-                last: Mutex::default(),
+                last: Arc::default(),
             }))
     }
 
@@ -162,20 +162,29 @@ impl fmt::Debug for Health {
 
 struct Readiness {
     health: Health,
-    last: Mutex<Option<(Instant, Report)>>,
+    /// Locked while somebody checks.
+    last: Arc<Mutex<Option<(Instant, Report)>>>,
 }
 
 impl Readiness {
-    async fn report(&self) -> Report {
-        let mut last = self.last.lock().await;
+    async fn report(self: Arc<Self>) -> Report {
+        let mut last = self.last.clone().lock_owned().await;
         if let Some((at, report)) = &*last
             && at.elapsed() < REPORT_KEPT
         {
             return report.clone();
         }
-        let report = self.health.check().await;
-        *last = Some((Instant::now(), report.clone()));
-        report
+        // A task of its own: what callers who hang up began would be lost, and begun anew by each of them.
+        let checked = tokio::spawn(async move {
+            let report = self.health.check().await;
+            *last = Some((Instant::now(), report.clone()));
+            report
+        });
+        checked.await.unwrap_or_else(|_| Report {
+            status: UNAVAILABLE,
+            checks: BTreeMap::new(),
+            degraded: Vec::new(),
+        })
     }
 }
 

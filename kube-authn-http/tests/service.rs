@@ -178,6 +178,30 @@ async fn readiness_is_asked_of_others_once_in_a_while_and_never_waits_long() {
     assert_eq!(asked.load(Ordering::SeqCst), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn callers_who_hang_up_never_begin_the_readiness_checks_anew() {
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = asked.clone();
+    let router = Health::new()
+        .with_required("slow", move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Ok(())
+            }
+        })
+        .router();
+
+    for _ in 0..9 {
+        let hung_up = tokio::time::timeout(Duration::from_millis(100), ask(&router, "/readyz")).await;
+        assert!(hung_up.is_err());
+    }
+    let (one, other) = tokio::join!(ask(&router, "/readyz"), ask(&router, "/readyz"));
+
+    assert_eq!((one.status, other.status), (200, 200));
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
 #[tokio::test]
 async fn cluster_that_answers_anything_is_not_degraded() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
