@@ -29,6 +29,7 @@ mod hangup;
 mod headers;
 mod path;
 mod record;
+mod streams;
 mod tunnel;
 
 use answer::Answer;
@@ -36,6 +37,7 @@ use body::Passing;
 pub use hangup::Hangup;
 use path::Target;
 use record::Record;
+use streams::{OpenStream, Streams};
 use tunnel::{ClientSide, Tunnels};
 
 /// What the proxy works with. Clones share it.
@@ -45,6 +47,7 @@ pub struct ProxyState {
     callers: Callers,
     idle_timeout: Duration,
     patience: Duration,
+    streams: Streams,
     tunnels: Tunnels,
 }
 
@@ -56,6 +59,7 @@ impl ProxyState {
             callers,
             idle_timeout: IDLE_TIMEOUT,
             patience: PATIENCE,
+            streams: Streams::default(),
             tunnels: Tunnels::default(),
         }
     }
@@ -70,6 +74,15 @@ impl ProxyState {
     /// Sets for how long a caller may leave an answer unread, watches included, 10 minutes by default; then it ends.
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// Sets how many streams one principal may have open at once, over all clusters: watches, logs that are followed and
+    /// streams through the API server to a pod or service together with exec, attach and port-forward, 256 by default, and
+    /// of the latter alone, 64 by default. One more is answered with 429. Short calls do not count. To be set before the
+    /// first request: what is open is not carried over.
+    pub fn with_stream_limits(mut self, streams: usize, tunnels: usize) -> Self {
+        self.streams = Streams::new(streams, tunnels);
         self
     }
 
@@ -142,6 +155,7 @@ async fn forward(state: &ProxyState, head: &mut Parts, body: Body, record: &mut 
     let way = Way::of(&target.uri, &head.headers);
     may_call(&caller, &head.method, way)?;
     let client = take_over(head, way)?;
+    let open = state.streams.open(&caller.principal, way)?;
     let limit = (way == Way::Short).then_some(state.idle_timeout);
 
     let mut request = http::Request::new(UpstreamBody::new(Passing::new(
@@ -159,12 +173,12 @@ async fn forward(state: &ProxyState, head: &mut Parts, body: Body, record: &mut 
     let answer = state.access.send(&credential, request).await?;
 
     match (answer.status(), client) {
-        (StatusCode::SWITCHING_PROTOCOLS, Some(client)) => switch(state, client, answer),
+        (StatusCode::SWITCHING_PROTOCOLS, Some(client)) => switch(state, client, answer, open),
         (StatusCode::SWITCHING_PROTOCOLS, None) => Err(Error::new(
             ErrorKind::UpstreamUnreachable,
             "the API server switched protocols though nobody asked it to",
         )),
-        _ => Ok(pass_on(state, head, answer, limit)),
+        _ => Ok(pass_on(state, head, answer, limit, open)),
     }
 }
 
@@ -231,12 +245,13 @@ fn switch(
     state: &ProxyState,
     client: ClientSide,
     mut answer: http::Response<ResponseBody>,
+    open: Option<OpenStream>,
 ) -> Result<Response> {
     let server = hyper::upgrade::on(&mut answer);
     let cut = answer.body().cut();
     let mut lines = client.switched(std::mem::take(answer.headers_mut()))?;
     headers::clean_answer(&mut lines);
-    state.tunnels.connect(client, server, cut);
+    state.tunnels.connect(client, server, cut, open);
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = lines;
@@ -249,13 +264,14 @@ fn pass_on(
     head: &mut Parts,
     answer: http::Response<ResponseBody>,
     limit: Option<Duration>,
+    open: Option<OpenStream>,
 ) -> Response {
     let (mut answer, body) = answer.into_parts();
     headers::clean_answer(&mut answer.headers);
     // A connection of HTTP/2 may carry others, and one answer less frees nobody's memory there.
     let body = match head.version < Version::HTTP_2 {
-        true => Answer::new(body, state.patience, head.extensions.remove::<Hangup>()),
-        false => Answer::new(body, state.patience, None).guarded(),
+        true => Answer::new(body, open, state.patience, head.extensions.remove::<Hangup>()),
+        false => Answer::new(body, open, state.patience, None).guarded(),
     };
     let body = Passing::new(body, limit, headers::clean_answer, server_stands_still);
     let mut response = Response::new(Body::new(body));

@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use kube_authn_core::{Error, ErrorKind, ResponseBody, Result};
 use tokio::{task::AbortHandle, time::Instant};
 
-use super::hangup::Hangup;
+use super::{hangup::Hangup, streams::OpenStream};
 
 /// The body of an answer. Once more has passed than a server buffers, a guard watches it from outside: at logout, at the
 /// credential's end, and when nobody read on for too long, it gives up what is held at the API server.
@@ -28,6 +28,8 @@ pub(super) struct Answer {
 struct Held {
     /// `None` once the guard took it away.
     body: Option<ResponseBody>,
+    /// Counts for the caller as long as there is a body.
+    open: Option<OpenStream>,
     /// Why; told to the reader once.
     taken: Option<Error>,
     reader: Reader,
@@ -42,10 +44,16 @@ enum Reader {
 
 impl Answer {
     /// A caller may leave the answer unread for as long as `patience`.
-    pub(super) fn new(body: ResponseBody, patience: Duration, hangup: Option<Hangup>) -> Self {
+    pub(super) fn new(
+        body: ResponseBody,
+        open: Option<OpenStream>,
+        patience: Duration,
+        hangup: Option<Hangup>,
+    ) -> Self {
         Self {
             held: Arc::new(Mutex::new(Held {
                 body: Some(body),
+                open,
                 taken: None,
                 reader: Reader::Busy {
                     since: Instant::now(),
@@ -108,6 +116,7 @@ fn take(held: &Weak<Mutex<Held>>, why: Error) -> bool {
         return false;
     }
     held.body = None;
+    held.open = None;
     held.taken = Some(why);
     true
 }

@@ -9,7 +9,7 @@ use kube_authn_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 use tracing::{Instrument, Span, debug};
 
-use super::hangup::Hangup;
+use super::{hangup::Hangup, streams::OpenStream};
 
 /// The tunnels that are open. Clones share the count.
 #[derive(Clone, Debug)]
@@ -32,14 +32,15 @@ impl Tunnels {
     }
 
     /// Copies bytes both ways until both sides have ended, or one breaks; a side that ends is told to the other, which
-    /// may go on. At the cut both are closed, even if neither side reads what the other sent.
+    /// may go on. At the cut both are closed, even if neither side reads what the other sent. `stream` counts until then.
     pub(super) fn connect(
         &self,
         client: ClientSide,
         server: OnUpgrade,
         cut: impl Future<Output = Error> + Send + 'static,
+        stream: Option<OpenStream>,
     ) {
-        let open = Open::new(self.clone());
+        let open = (stream, Open::new(self.clone()));
         let copy = async move {
             tokio::select! {
                 biased;
