@@ -1,7 +1,6 @@
 //! Sockets, TLS and the limits of connections.
 
 use std::{
-    convert::Infallible,
     io::{self, Write},
     net::SocketAddr,
     sync::{
@@ -11,40 +10,24 @@ use std::{
     time::Duration,
 };
 
-use hyper::{
-    Request, StatusCode, Version,
-    body::Incoming,
-    header::{self, HeaderValue},
-    service::service_fn,
-};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{
-        conn::auto::Builder,
-        graceful::{GracefulShutdown, Watcher},
-    },
+    rt::{TokioExecutor, TokioTimer},
+    server::conn::auto::Builder,
 };
 use kube_authn::Service;
 use kube_authn_clusters::BackendConfig;
 use kube_authn_core::{Error, ErrorKind, Result};
-use kube_authn_http::{
-    Hangup,
-    axum::{Router, body::Body, extract::ConnectInfo},
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::timeout,
-};
-use tokio_rustls::TlsAcceptor;
-use tower_service::Service as _;
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 
+mod activity;
+mod connection;
 mod line;
+mod places;
 pub(crate) mod socket;
 pub(crate) mod tls;
 
-use line::Line;
+use connection::Connection;
+use places::Places;
 
 /// A socket that listens, and what its connections are shown.
 #[derive(Debug)]
@@ -111,18 +94,18 @@ impl Listener {
     /// Callers that keep connections of HTTP/1.1 learn first that they end: one that is closed just when the next request
     /// comes would cost a request that changes something.
     pub(crate) async fn serve(self, service: Service, stop: impl Future<Output = ()>, drain: Duration) {
-        let graceful = GracefulShutdown::new();
+        let (ending, _) = watch::channel(());
         let limits = Arc::new(limits());
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
+        let places = Places::new(MAX_CONNECTIONS, MAX_OF_ONE_PEER, service.gateways);
         let leaving = Arc::new(AtomicBool::new(false));
         tokio::pin!(stop);
         loop {
             // Whoever finds no place waits in the system's queue.
             let next = async {
-                let place = places.clone().acquire_owned().await;
-                (place, self.socket.accept().await)
+                let free = places.free().await;
+                (free, self.socket.accept().await)
             };
-            let (place, accepted) = tokio::select! {
+            let (free, accepted) = tokio::select! {
                 biased;
                 () = &mut stop => break,
                 next = next => next,
@@ -134,24 +117,25 @@ impl Listener {
                     continue;
                 }
             };
+            let Some(place) = free.take(peer.ip()) else {
+                continue;
+            };
             let connection = Connection {
                 peer,
                 router: service.router.clone(),
                 limits: limits.clone(),
-                watcher: graceful.watcher(),
+                ending: ending.subscribe(),
                 leaving: leaving.clone(),
             };
             let certificate = self.certificate.clone();
-            tokio::spawn(async move {
-                connection.accept(stream, certificate).await;
-                drop(place);
-            });
+            tokio::spawn(connection.accept(stream, place, certificate));
         }
         drop(self);
         leaving.store(true, Ordering::Relaxed);
         let finished = async {
-            let _ = timeout(FAREWELL, places.acquire_many(MAX_CONNECTIONS)).await;
-            graceful.shutdown().await;
+            let _ = timeout(FAREWELL, places.all_free()).await;
+            let _ = ending.send(());
+            ending.closed().await;
             service.proxy.tunnels_closed().await;
         };
         if timeout(drain, finished).await.is_err() {
@@ -196,81 +180,10 @@ fn limits() -> Builder<TokioExecutor> {
     limits
 }
 
-struct Connection {
-    peer: SocketAddr,
-    router: Router,
-    limits: Arc<Builder<TokioExecutor>>,
-    watcher: Watcher,
-    /// Whether the program was told to stop.
-    leaving: Arc<AtomicBool>,
-}
-
-impl Connection {
-    async fn accept(self, stream: TcpStream, certificate: Option<Arc<tls::Certificate>>) {
-        socket::set_options(&stream);
-        let hangup = Hangup::new();
-        let line = Line::new(stream, hangup.clone(), WRITE_PATIENCE);
-        let Some(certificate) = certificate else {
-            return self.serve(line, hangup).await;
-        };
-        let handshake = TlsAcceptor::from(certificate.config()).accept(line);
-        match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => self.serve(stream, hangup).await,
-            Ok(Err(error)) => tracing::debug!(peer = %self.peer, %error, "TLS handshake failed"),
-            Err(_) => tracing::debug!(peer = %self.peer, "TLS handshake took too long"),
-        }
-    }
-
-    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, hangup: Hangup) {
-        let spoke = Arc::new(AtomicBool::new(false));
-        let (peer, heard) = (self.peer, spoke.clone());
-        let answer = service_fn({
-            let (router, leaving, hangup) = (self.router, self.leaving, hangup.clone());
-            move |mut request: Request<Incoming>| {
-                heard.store(true, Ordering::Relaxed);
-                request.extensions_mut().insert(ConnectInfo(peer));
-                request.extensions_mut().insert(hangup.clone());
-                let keeps_connection = request.version() >= Version::HTTP_2;
-                let answered = router.clone().call(request.map(Body::new));
-                let leaving = leaving.clone();
-                async move {
-                    let mut response = answered.await?;
-                    if !keeps_connection
-                        && leaving.load(Ordering::Relaxed)
-                        && response.status() != StatusCode::SWITCHING_PROTOCOLS
-                    {
-                        let close = HeaderValue::from_static("close");
-                        response.headers_mut().insert(header::CONNECTION, close);
-                    }
-                    Ok::<_, Infallible>(response)
-                }
-            }
-        });
-        let connection = self
-            .limits
-            .serve_connection_with_upgrades(TokioIo::new(stream), answer);
-        let serving = self.watcher.watch(connection.into_owned());
-        tokio::pin!(serving);
-        let finished = async {
-            // The parsers' own limits begin with the first byte, or with the preface of HTTP/2.
-            match timeout(HEAD_TIMEOUT, &mut serving).await {
-                Ok(outcome) => outcome.map_err(|error| error.to_string()),
-                Err(_) if spoke.load(Ordering::Relaxed) => serving.await.map_err(|error| error.to_string()),
-                Err(_) => Err("no request in time".to_owned()),
-            }
-        };
-        let outcome = tokio::select! {
-            outcome = finished => outcome,
-            () = hangup.called() => Err("what the caller does not read has ended".to_owned()),
-        };
-        if let Err(error) = outcome {
-            tracing::debug!(%peer, error, "connection ended");
-        }
-    }
-}
-
 /// Each costs some 20 KiB and a file descriptor: 10,000 are 200 MiB, and more half-open ones than tools make by accident.
 const MAX_CONNECTIONS: u32 = 10_000;
+/// A quarter: a gateway that only ends TLS brings many people's watches, and nobody else must find all places taken.
+const MAX_OF_ONE_PEER: u32 = 2_500;
 /// TLS takes two round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the first byte of a request to the end of its head, and from one request to the next over HTTP/1.1.
@@ -286,6 +199,11 @@ const MAX_ERROR_RESETS: usize = 100;
 /// A watch is silent for hours; whether somebody is still there only a ping tells.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two requests over HTTP/2. Go's client, which is kubectl's, ends idle connections after 90 s itself: whoever keeps one
+/// for longer keeps a place from others.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// For the caller to confirm that an idle connection ends: as long as for a ping.
+const GOODBYE: Duration = Duration::from_secs(20);
 /// Far longer than a network stands still, and long enough for somebody who reads a log page by page.
 const WRITE_PATIENCE: Duration = Duration::from_secs(600);
 /// Enough for a client in the middle of its work to ask once more, and to be told that the connection ends.

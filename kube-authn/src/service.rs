@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kube_authn_clusters::{
-    AppConfig, BackstageCaller, CallerConfig, EffectiveConfig, ExposeToken, OidcCaller,
+    AppConfig, BackstageCaller, CallerConfig, EffectiveConfig, ExposeToken, OidcCaller, PeerRange,
 };
 use kube_authn_core::{
     CaBundle, ClientId, Error, ErrorKind, LoginConfig, Problem, Result, SystemClock, TlsTrust, TokenVault,
@@ -30,6 +30,8 @@ pub struct Service {
     pub proxy: ProxyState,
     /// Whether anybody may call at all; if not, every call is answered with 401.
     pub knows_callers: bool,
+    /// The gateways that name callers (`trustedPeers`): they bring many people's connections, which are no single client's.
+    pub gateways: Vec<PeerRange>,
 }
 
 /// The routes of an app-config: token API, Kubernetes proxy, cluster list, health. Call it once: with `metrics` it becomes
@@ -42,7 +44,9 @@ pub struct Service {
 pub async fn service(config: &AppConfig, metrics: bool) -> Result<Service> {
     let effective = effective_config(config).await.into_valid()?;
     let callers = callers(&effective.kube_authn.callers)?;
-    assembled(effective, callers, metrics).await
+    let gateways = gateways(&effective.kube_authn.callers);
+    let service = assembled(effective, callers, metrics).await?;
+    Ok(Service { gateways, ..service })
 }
 
 /// As [`service`], for callers that the program itself knows: `kubeAuthn.callers` and `backend.baseUrl` are left alone.
@@ -82,12 +86,25 @@ async fn assembled(effective: EffectiveConfig, callers: Callers, metrics: bool) 
         router: routes.merge(kube_authn_http::proxy(proxy.clone())),
         proxy,
         knows_callers: !callers.is_empty(),
+        gateways: Vec::new(),
     })
 }
 
 /// In the order of the configuration.
 fn callers(configured: &[CallerConfig]) -> Result<Callers> {
     configured.iter().try_fold(Callers::new(), with)
+}
+
+fn gateways(configured: &[CallerConfig]) -> Vec<PeerRange> {
+    configured
+        .iter()
+        .filter_map(|caller| match caller {
+            CallerConfig::Header(gateway) => Some(&gateway.trusted_peers),
+            _ => None,
+        })
+        .flatten()
+        .copied()
+        .collect()
 }
 
 /// What `callers` would refuse, with the place to mend it.

@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 use kube_authn::{
-    kube_authn_clusters::{AppConfig, Environment},
+    kube_authn_clusters::{AppConfig, Environment, PeerRange},
     kube_authn_core::{
         ClusterDetails, Credential, CredentialRequest, CredentialScope, EntityRef, ErrorKind,
         KubernetesAuthProvider, Metadata, Principal, Problem, Result, Secret,
@@ -48,6 +48,24 @@ fn config(layers: &[&str]) -> AppConfig {
 
 fn alice() -> Principal {
     Principal::user(EntityRef::parse("user:default/alice").unwrap())
+}
+
+#[tokio::test]
+async fn gateway_is_never_taken_for_a_single_client_and_nobody_else_for_a_gateway() {
+    let callers = "
+kubeAuthn:
+  callers:
+    - { type: oidc, issuer: https://login.example.com/, audience: kube-authn }
+    - { type: header, trustedPeers: [10.1.0.0/16, fd00::7], user: X-Forwarded-User }
+";
+
+    let named = kube_authn::service(&config(&[PLAIN, callers]), false)
+        .await
+        .unwrap();
+    let unnamed = kube_authn::service(&config(&[PLAIN]), false).await.unwrap();
+
+    let ranges = ["10.1.0.0/16", "fd00::7"].map(|range| PeerRange::parse(range).unwrap());
+    assert_eq!((named.gateways, unnamed.gateways), (ranges.to_vec(), Vec::new()));
 }
 
 #[tokio::test]

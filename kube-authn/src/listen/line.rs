@@ -15,11 +15,15 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
+use super::places::Place;
+
 /// A socket whose peer must take what is written within a limit. One that the proxy hung up is reset when it is dropped:
 /// what lies in the system's buffers is not the caller's any more.
 #[derive(Debug)]
-pub(crate) struct Line<S: AsFd> {
+pub(super) struct Line<S: AsFd> {
     socket: S,
+    /// Its own until the socket is closed, also by a tunnel that took it over.
+    _place: Place,
     hangup: Hangup,
     limit: Duration,
     /// Kept for the next wait.
@@ -28,9 +32,10 @@ pub(crate) struct Line<S: AsFd> {
 }
 
 impl<S: AsFd> Line<S> {
-    pub(crate) fn new(socket: S, hangup: Hangup, limit: Duration) -> Self {
+    pub(super) fn new(socket: S, place: Place, hangup: Hangup, limit: Duration) -> Self {
         Self {
             socket,
+            _place: place,
             hangup,
             limit,
             timer: None,
@@ -117,12 +122,17 @@ mod tests {
         net::UnixStream,
     };
 
-    use super::*;
+    use super::{super::places::Places, *};
 
     #[tokio::test(start_paused = true)]
     async fn peer_that_takes_nothing_is_left_and_a_slow_one_is_not() {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let mut line = Line::new(near, Hangup::new(), Duration::from_secs(60));
+        let place = Places::new(1, 1, Vec::new())
+            .free()
+            .await
+            .take([127, 0, 0, 1].into())
+            .unwrap();
+        let mut line = Line::new(near, place, Hangup::new(), Duration::from_secs(60));
         let mut bytes = vec![0; 64 << 10];
 
         for _ in 0..30 {
