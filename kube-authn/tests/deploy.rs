@@ -200,6 +200,35 @@ fn commands_of_the_systemd_unit_work_with_its_configuration() {
     );
 }
 
+#[test]
+fn name_that_nginx_did_not_verify_is_never_passed_on() {
+    let text = read("deploy/nginx.conf");
+    let lines: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect();
+    // `$remote_user` is what the client wrote, wherever nginx does not check the password itself: in this very block.
+    let naming: Vec<_> = lines
+        .split(|line| line.ends_with('{') || line.starts_with('}'))
+        .filter(|block| block.iter().any(|line| line.contains("$remote_user")))
+        .collect();
+
+    assert_eq!(naming.len(), 1, "{naming:?}");
+    for block in naming {
+        let has = |directive: &str| block.iter().any(|line| line.starts_with(directive));
+        assert!(has("auth_basic ") && has("auth_basic_user_file "), "{block:?}");
+        assert!(
+            has("proxy_set_header X-Forwarded-User $remote_user;"),
+            "{block:?}"
+        );
+        assert!(has(r#"proxy_set_header Authorization "";"#), "{block:?}");
+    }
+    assert!(!text.contains("auth_basic off") && !text.contains("satisfy any"));
+    // What tells the portal's own pages from those of other sites.
+    assert!(lines.contains(&"proxy_set_header Host $http_host;"));
+}
+
 fn yaml_blocks(text: &str) -> Vec<String> {
     let fences = text.split("```yaml\n").skip(1);
     fences
