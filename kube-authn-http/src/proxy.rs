@@ -268,12 +268,13 @@ fn pass_on(
 ) -> Response {
     let (mut answer, body) = answer.into_parts();
     headers::clean_answer(&mut answer.headers);
+    headers::confine(&mut answer.headers);
     // A connection of HTTP/2 may carry others, and one answer less frees nobody's memory there.
     let body = match head.version < Version::HTTP_2 {
         true => Answer::new(body, open, state.patience, head.extensions.remove::<Hangup>()),
         false => Answer::new(body, open, state.patience, None).guarded(),
     };
-    let body = Passing::new(body, limit, headers::clean_answer, server_stands_still);
+    let body = Passing::new(body, limit, headers::clean_answer_trailers, server_stands_still);
     let mut response = Response::new(Body::new(body));
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;

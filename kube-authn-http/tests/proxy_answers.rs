@@ -40,6 +40,37 @@ async fn answer_of_the_api_server_passes_unchanged() {
 }
 
 #[tokio::test]
+async fn script_in_a_page_of_a_pod_never_runs_on_our_origin() {
+    let page = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nX-Content-Type-Options: off\r\n\
+        Content-Security-Policy: default-src 'self'\r\nTransfer-Encoding: chunked\r\n\
+        Trailer: Content-Security-Policy, X-Content-Type-Options\r\n\r\n\
+        9\r\n<script/>\r\n0\r\nContent-Security-Policy: x\r\nX-Content-Type-Options: x\r\n\r\n";
+    let upstream = Recorder::start(page).await;
+    let proxy = Proxy::start(vec![plain("a", upstream.address)]).await;
+
+    for target in [
+        "/api/kubernetes/proxy/api/v1/namespaces/a/services/x/proxy/",
+        "/api/kubernetes/clusters/a/proxy/api/v1/namespaces/a/pods/x/proxy/x.svg",
+    ] {
+        let answer = proxy.get(target, "TE: trailers\r\n").await.to_lowercase();
+
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let lines = |name: &str| -> Vec<_> {
+            head.lines()
+                .filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+                .collect()
+        };
+        assert_eq!(
+            lines("content-security-policy"),
+            ["default-src 'self'", "sandbox"]
+        );
+        assert_eq!(lines("x-content-type-options"), ["nosniff"]);
+        assert!(body.contains("<script/>"), "{answer}");
+        assert!(!body.contains("policy") && !body.contains("options"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn cluster_is_named_by_path_or_header_or_is_the_only_one() {
     let (a, b) = (Recorder::start(OK).await, Recorder::start(OK).await);
     let none = Proxy::start(vec![]).await;

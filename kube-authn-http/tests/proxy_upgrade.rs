@@ -120,6 +120,7 @@ async fn spdy_upgrade_echoes_and_half_closes() {
         assert!(head.contains(line), "{head}");
     }
     assert!(!head.contains("set-cookie"), "{head}");
+    assert!(!head.contains("content-security-policy"), "{head}");
     assert_eq!((&echo, bye.as_str()), (b"HELLO", "bye"));
     let request = seen.recv().await.expect("a request");
     assert!(request.starts_with("POST /api/v1/namespaces/n/pods/p/exec?command=sh&stdin=true HTTP/1.1\r\n"));

@@ -78,7 +78,7 @@ pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
     strip_identity(trailers);
 }
 
-/// Removes from an answer, or from the fields behind it, what would speak for our origin in a browser, and credentials
+/// Removes from an answer what would speak for our origin in a browser, and credentials
 /// from `Location`. Pods answer too, through `.../proxy`.
 pub(super) fn clean_answer(headers: &mut HeaderMap) {
     retain(headers, |name| {
@@ -96,6 +96,27 @@ pub(super) fn clean_answer(headers: &mut HeaderMap) {
             headers.remove(header::LOCATION);
         }
     }
+}
+
+/// Takes away from a page that a pod answers with what it could do as a page of our origin: its scripts, forms and plugins do
+/// not run, and nothing else is taken for a page or a script. Clients of Kubernetes ignore both lines.
+pub(super) fn confine(headers: &mut HeaderMap) {
+    // Beside a policy of the pod's own: of several, each holds.
+    headers.append(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("sandbox"),
+    );
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+}
+
+/// Removes from the fields behind an answer what may not stand before it, and what would undo [`confine`].
+pub(super) fn clean_answer_trailers(trailers: &mut HeaderMap) {
+    clean_answer(trailers);
+    trailers.remove(header::CONTENT_SECURITY_POLICY);
+    trailers.remove(header::X_CONTENT_TYPE_OPTIONS);
 }
 
 fn retain(headers: &mut HeaderMap, stays: impl Fn(&str) -> bool) {
@@ -318,6 +339,28 @@ mod tests {
         ] {
             assert_eq!(cleaned(location).expect("kept"), clean);
         }
+    }
+
+    #[test]
+    fn page_of_a_pod_never_escapes_its_sandbox() {
+        let mut headers = headers(&[
+            (
+                "content-security-policy",
+                "sandbox allow-scripts allow-same-origin",
+            ),
+            ("x-content-type-options", "none"),
+        ]);
+        let mut trailers = headers.clone();
+        trailers.insert("x-sum", HeaderValue::from_static("1"));
+
+        confine(&mut headers);
+        clean_answer_trailers(&mut trailers);
+
+        let policies: Vec<_> = headers.get_all("content-security-policy").iter().collect();
+        assert_eq!(policies, ["sandbox allow-scripts allow-same-origin", "sandbox"]);
+        let types: Vec<_> = headers.get_all("x-content-type-options").iter().collect();
+        assert_eq!(types, ["nosniff"]);
+        assert_eq!(names(&trailers), ["x-sum"]);
     }
 
     #[test]
