@@ -208,13 +208,21 @@ const FRAMING: [&str; 7] = [
     "upgrade",
 ];
 
-/// State of a browser for our origin: cookies beside the portal's, another server for it, its transport, its workers.
-const SPEAKS_FOR_ORIGIN: [&str; 6] = [
+/// State of a browser for our origin: cookies beside the portal's, another server for it, its transport, its workers, where it
+/// reports to, what it tells about itself, whether somebody is signed in, and where it goes next.
+const SPEAKS_FOR_ORIGIN: [&str; 13] = [
+    "accept-ch",
     "alt-svc",
     "clear-site-data",
+    "critical-ch",
+    "nel",
+    "refresh",
+    "report-to",
+    "reporting-endpoints",
     "service-worker-allowed",
     "set-cookie",
     "set-cookie2",
+    "set-login",
     "strict-transport-security",
 ];
 
@@ -368,6 +376,13 @@ mod tests {
         let mut headers = headers(&[
             ("set-cookie", "session=x"),
             ("alt-svc", "h2=\"evil:443\""),
+            ("nel", "{}"),
+            ("report-to", "{}"),
+            ("reporting-endpoints", "a=\"https://evil/\""),
+            ("refresh", "0; url=https://evil/"),
+            ("accept-ch", "Sec-CH-UA-Model"),
+            ("critical-ch", "Sec-CH-UA-Model"),
+            ("set-login", "logged-out"),
             ("access-control-allow-origin", "*"),
             ("content-type", "text/html"),
             ("audit-id", "1"),
