@@ -256,10 +256,7 @@ async fn delete_tokens(State(api): State<Api>, request: Request) -> Result<Json<
 impl Api {
     /// The calling user.
     async fn user(&self, parts: &Parts) -> Result<(Caller, EntityRef)> {
-        let caller = self
-            .callers
-            .authenticate(&parts.headers, &parts.extensions)
-            .await?;
+        let caller = self.callers.authenticate(parts).await?;
         let refused = match caller.principal.name() {
             PrincipalName::User(user) => {
                 let user = user.clone();

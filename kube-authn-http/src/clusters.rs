@@ -43,10 +43,7 @@ async fn list(State(state): State<ListState>, request: Request) -> Response {
 }
 
 async fn items(state: &ListState, parts: &Parts) -> Result<Vec<Item>> {
-    state
-        .callers
-        .authenticate(&parts.headers, &parts.extensions)
-        .await?;
+    state.callers.authenticate(parts).await?;
     let strategies = state.access.credentials().provider();
     let clusters = state.access.clusters().current();
     Ok(clusters

@@ -138,10 +138,7 @@ async fn handle(State(state): State<ProxyState>, request: Request) -> Response {
 
 /// The request path, in the order it runs.
 async fn forward(state: &ProxyState, head: &mut Parts, body: Body, record: &mut Record) -> Result<Response> {
-    let caller = state
-        .callers
-        .authenticate(&head.headers, &head.extensions)
-        .await?;
+    let caller = state.callers.authenticate(head).await?;
     record.caller = Some(caller.clone());
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
         let text = format!("the method {} is not offered here", head.method);

@@ -19,7 +19,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use http::{Extensions, HeaderMap, HeaderValue, header::AUTHORIZATION};
+use http::{Request, header::AUTHORIZATION};
 use kube_authn_core::{ErrorKind, ManualClock, Principal, PrincipalName, Secret};
 use kube_authn_http::{BackstageCallers, Caller, Callers, OidcCallers, PrincipalMapping};
 use serde_json::{Value, json};
@@ -123,12 +123,12 @@ fn text(token: &Secret) -> String {
 }
 
 async fn authenticate(callers: &Callers, token: &str) -> kube_authn_core::Result<Caller> {
-    let mut headers = HeaderMap::new();
+    let mut request = Request::get("/");
     if !token.is_empty() {
-        let line = HeaderValue::from_str(&format!("Bearer {token}")).expect("a value");
-        headers.insert(AUTHORIZATION, line);
+        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
     }
-    callers.authenticate(&headers, &Extensions::new()).await
+    let (head, ()) = request.body(()).expect("a request").into_parts();
+    callers.authenticate(&head).await
 }
 
 async fn refusal(callers: &Callers, token: &str) -> (ErrorKind, String) {

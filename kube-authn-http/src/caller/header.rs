@@ -12,7 +12,8 @@ use super::{Caller, CallerAuthenticator, CallerRequest};
 ///
 /// The header names a user: an entity reference, or a name alone, which is one of kind `user` in namespace `default`. From
 /// any other peer it means nothing. A second line of it, or one spelled with underscores (`X_Forwarded_User`), is refused: a
-/// client may have sent it past the gateway.
+/// client may have sent it past the gateway. What another site made a browser send ([`CallerRequest::is_cross_site`]) is
+/// refused too: browsers attach by themselves what the gateway knows its users by.
 #[derive(Clone)]
 pub struct HeaderCallers {
     header: HeaderName,
@@ -51,6 +52,12 @@ impl CallerAuthenticator for HeaderCallers {
         let Some(value) = self.value(request.headers)? else {
             return Ok(None);
         };
+        if request.is_cross_site() {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                "a page of another site made the browser send this: call from a page of this one",
+            ));
+        }
         let name = value
             .to_str()
             .map_err(|source| refused("is not ASCII").with_source(source))?;
@@ -90,7 +97,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use axum::extract::ConnectInfo;
-    use http::Extensions;
+    use http::Request;
 
     use super::*;
 
@@ -98,19 +105,16 @@ mod tests {
 
     async fn authenticate(peer: Option<&str>, lines: &[(&str, &str)]) -> Result<Option<String>> {
         let callers = HeaderCallers::new(USER, |peer| peer.to_string() == "127.0.0.1");
-        let headers: HeaderMap = lines
-            .iter()
-            .map(|(name, value)| {
-                let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
-                (name, HeaderValue::from_str(value).expect("a value"))
-            })
-            .collect();
-        let mut extensions = Extensions::new();
+        let mut request = Request::get("/");
+        for (name, value) in lines {
+            request = request.header(*name, *value);
+        }
+        let (mut head, ()) = request.body(()).expect("a request").into_parts();
         if let Some(peer) = peer {
             let address = SocketAddr::new(peer.parse().expect("an address"), 1234);
-            extensions.insert(ConnectInfo(address));
+            head.extensions.insert(ConnectInfo(address));
         }
-        let request = CallerRequest::new(&headers, &extensions)?;
+        let request = CallerRequest::new(&head)?;
         let caller = callers.authenticate(&request).await?;
         Ok(caller.map(|caller| caller.principal.to_string()))
     }

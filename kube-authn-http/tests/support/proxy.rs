@@ -25,7 +25,9 @@ use kube_authn_core::{
     ProviderRegistry, Result, Secret, UpstreamPool, async_trait,
 };
 use kube_authn_http::{
-    Caller, CallerAuthenticator, CallerRequest, Callers, Hangup, ProxyState, axum::Extension, proxy,
+    Caller, CallerAuthenticator, CallerRequest, Callers, Hangup, ProxyState,
+    axum::{Extension, extract::ConnectInfo},
+    proxy,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{ServerConfig, crypto::CryptoProvider, pki_types::PrivateKeyDer};
@@ -176,9 +178,10 @@ impl Proxy {
             let router = router.clone();
             tasks.spawn(async move {
                 let mut connections = JoinSet::new();
-                while let Ok((stream, _)) = listener.accept().await {
+                while let Ok((stream, peer)) = listener.accept().await {
                     let hangup = Hangup::new();
-                    let service = TowerToHyperService::new(router.clone().layer(Extension(hangup.clone())));
+                    let service = router.clone().layer(Extension(hangup.clone()));
+                    let service = TowerToHyperService::new(service.layer(Extension(ConnectInfo(peer))));
                     connections.spawn(async move {
                         let io = TokioIo::new(stream);
                         if h2 {
