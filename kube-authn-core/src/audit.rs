@@ -53,6 +53,17 @@ pub enum AuditEvent<'a> {
         /// Stable code of the reason: `logout`, `invalid_grant`, `purged`.
         reason: &'static str,
     },
+    /// A stored login was not used: who has its name now is somebody else.
+    LoginWithheld {
+        /// The name.
+        principal: &'a EntityRef,
+        /// Issuer of the login, and of the caller's own token.
+        issuer: &'a Issuer,
+        /// Whose login it is.
+        subject: &'a Subject,
+        /// Who is calling.
+        caller: &'a Subject,
+    },
     /// A request came through the Kubernetes proxy, and was answered by the API server or refused by us.
     Proxied {
         /// Who asked; `None` if nobody knows.
@@ -115,6 +126,14 @@ impl AuditEvent<'_> {
                 reason,
             } => {
                 info!(target: TARGET, event = "login_ended", %principal, %issuer, %client_id, reason);
+            }
+            Self::LoginWithheld {
+                principal,
+                issuer,
+                subject,
+                caller,
+            } => {
+                warn!(target: TARGET, event = "login_withheld", %principal, %issuer, %subject, %caller);
             }
             Self::Proxied {
                 caller,

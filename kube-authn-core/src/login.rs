@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{CaBundle, ClientId, EntityRef, Issuer, TokenSet, token::Token};
+use crate::{AuditEvent, CaBundle, ClientId, EntityRef, Issuer, Login, Principal, TokenSet, token::Token};
 
 /// One login as configured. Clusters that name the same issuer and client share it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,34 @@ impl LoginConfig {
     pub fn with_client_id(mut self, client_id: ClientId) -> Self {
         self.client_id = Some(client_id);
         self
+    }
+
+    /// Whether a stored login is the principal's own, and not one that somebody else left under the name that she has now.
+    /// If it is not, emits [`AuditEvent::LoginWithheld`].
+    ///
+    /// Logins are found by name, and a name can pass on. Where the principal's own token is of the login's issuer, its subject
+    /// decides. Only where the binding compares subjects, too: by other rules a login may have another subject than its user's
+    /// token, at an issuer that gives each client a subject of its own (OpenID Connect Core section 8.1, `pairwise`).
+    pub fn is_own(&self, principal: &Principal, login: &Login) -> bool {
+        let compares = match &self.binding {
+            IdentityBinding::Auto => true,
+            IdentityBinding::Rules(rules) => rules.contains(&BindingRule::Subject),
+        };
+        match principal.verified() {
+            Some((issuer, subject))
+                if compares && *issuer == login.key.issuer && *subject != login.metadata.subject =>
+            {
+                AuditEvent::LoginWithheld {
+                    principal: &login.key.principal,
+                    issuer,
+                    subject: &login.metadata.subject,
+                    caller: subject,
+                }
+                .emit();
+                false
+            }
+            _ => true,
+        }
     }
 
     /// The token of the set that clusters get.

@@ -160,12 +160,12 @@ async fn post_tokens(State(api): State<Api>, request: Request) -> Result<Json<St
 /// `GET /status`
 async fn get_status(State(api): State<Api>, request: Request) -> Result<Json<Status>, Refusal> {
     let (parts, _) = request.into_parts();
-    let (_, user) = api.user(&parts).await.map_err(Refusal::of_status)?;
+    let (caller, user) = api.user(&parts).await.map_err(Refusal::of_status)?;
     let logins = api.auth.0.logins.load_full();
     let now = api.auth.0.clock.now();
     let mut clusters = Vec::new();
     for (login, names) in logins.selected(cluster_of(&parts)?.as_deref())? {
-        let stored = api.find(&user, login).await?;
+        let stored = api.find(&caller, &user, login).await?;
         clusters.extend(names.iter().map(|name| state(name, login, stored.as_ref(), now)));
     }
     let earliest = clusters.iter().filter_map(|cluster| cluster.end).min();
@@ -208,7 +208,7 @@ async fn get_token(State(api): State<Api>, request: Request) -> Result<Json<Expo
     }
     let logins = api.auth.0.logins.load_full();
     let login = logins.only(cluster_of(&parts)?.as_deref())?;
-    let stored = api.find(&user, login).await?.ok_or_else(|| {
+    let stored = api.find(&caller, &user, login).await?.ok_or_else(|| {
         Error::new(
             ErrorKind::LoginRequired,
             "No cluster tokens found. Please authenticate first.",
@@ -278,7 +278,7 @@ impl Api {
     }
 
     /// The user's login as a provider would find it; one whose row is damaged counts as none, and the vault has said so.
-    async fn find(&self, user: &EntityRef, login: &ClusterLogin) -> Result<Option<Login>> {
+    async fn find(&self, caller: &Caller, user: &EntityRef, login: &ClusterLogin) -> Result<Option<Login>> {
         let config = login.verifier.login();
         let found = self
             .auth
@@ -288,7 +288,7 @@ impl Api {
             .await;
         match found {
             Err(error) if error.kind() == ErrorKind::RecordDamaged => Ok(None),
-            found => found,
+            found => Ok(found?.filter(|login| config.is_own(&caller.principal, login))),
         }
     }
 }

@@ -12,7 +12,7 @@ use http::header;
 use kube_authn_core::ErrorKind;
 use kube_authn_http::TokenExposure;
 use serde_json::{Value, json};
-use support::{Answer, NOW, Service, Signer, as_caller, clock, refusal};
+use support::{Answer, Answered, NOW, Service, Signer, VERIFIED, as_caller, clock, refusal};
 
 const STATUS: &str = "/api/cluster-auth/status";
 const TOKEN: &str = "/api/cluster-auth/token";
@@ -59,6 +59,36 @@ async fn posted_tokens_are_stored_and_status_says_so() {
                 }],
             })
         )
+    );
+}
+
+#[tokio::test]
+async fn name_that_passed_on_never_shows_or_hands_out_the_login_of_who_had_it() {
+    let service = Service::with(TokenExposure::User, clock(), &[("kubernetes", &["openportal"])]).await;
+    service
+        .post("alice", &service.tokens("alice-sub", json!({})))
+        .await;
+    let ask = async |path: &str, subject: &str| -> Answered {
+        let request = as_caller("alice", "GET", path)
+            .header(VERIFIED, format!("{} {subject}", service.issuer.url()))
+            .body(Body::empty());
+        service.send(request.expect("a request")).await
+    };
+
+    let own = (ask(STATUS, "alice-sub").await, ask(TOKEN, "alice-sub").await);
+    let successors = (ask(STATUS, "mallory").await, ask(TOKEN, "mallory").await);
+
+    assert_eq!(own.0.json()["authenticated"], json!(true));
+    assert_eq!(own.1.status, 200);
+    let status = successors.0.json();
+    assert_eq!(
+        (&status["authenticated"], &status["clusters"][0]["refreshable"]),
+        (&json!(false), &json!(false))
+    );
+    assert!(!successors.0.text.contains("alice-sub"), "{}", successors.0.text);
+    assert_eq!(
+        (successors.1.status, successors.1.json()["code"].as_str()),
+        (401, Some("no_tokens"))
     );
 }
 

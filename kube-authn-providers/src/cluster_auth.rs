@@ -67,10 +67,18 @@ impl ClusterAuthProvider {
         Ok((user, config))
     }
 
-    async fn login(&self, user: &EntityRef, config: &LoginConfig) -> Result<Option<Login>> {
-        self.vault
+    /// The login of this user, unless somebody else left it under the name.
+    async fn login(
+        &self,
+        request: &CredentialRequest,
+        user: &EntityRef,
+        config: &LoginConfig,
+    ) -> Result<Option<Login>> {
+        let found = self
+            .vault
             .find(user, &config.issuer, config.client_id.as_ref())
-            .await
+            .await?;
+        Ok(found.filter(|login| config.is_own(&request.principal, login)))
     }
 }
 
@@ -106,7 +114,7 @@ impl KubernetesAuthProvider for ClusterAuthProvider {
     async fn credential(&self, request: &CredentialRequest) -> Result<Credential> {
         let (user, config) = self.checked(request)?;
         let login = self
-            .login(user, config)
+            .login(request, user, config)
             .await?
             .filter(|login| !login.handle.is_ended())
             .ok_or_else(|| Error::new(ErrorKind::LoginRequired, NO_LOGIN))?;
@@ -122,7 +130,7 @@ impl KubernetesAuthProvider for ClusterAuthProvider {
         let Ok((user, config)) = self.checked(request) else {
             return false;
         };
-        let Ok(Some(login)) = self.login(user, config).await else {
+        let Ok(Some(login)) = self.login(request, user, config).await else {
             return false;
         };
         usable_token(&login, config, self.clock.now()).is_some_and(|token| !refused.carries(&token.secret))

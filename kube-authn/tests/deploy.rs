@@ -201,6 +201,21 @@ fn commands_of_the_systemd_unit_work_with_its_configuration() {
 }
 
 #[test]
+fn users_are_never_named_by_a_claim_that_they_can_change() {
+    for file in FILES
+        .concat()
+        .into_iter()
+        .filter(|file| file.starts_with("deploy/"))
+    {
+        let text = read(file);
+        let lines = text.lines().map(str::trim);
+        let naming: Vec<_> = lines.filter(|line| line.starts_with("principal:")).collect();
+
+        assert_eq!(naming, [""; 0], "{file}");
+    }
+}
+
+#[test]
 fn name_that_nginx_did_not_verify_is_never_passed_on() {
     let text = read("deploy/nginx.conf");
     let lines: Vec<_> = text

@@ -18,8 +18,9 @@ pub use issuer::{
     Answer, FakeIssuer, NOW, Signer, client_id, clock, encode, merge, provider, transport, vault,
 };
 use kube_authn_core::{
-    CachingProvider, ClientId, ClusterAccess, ClusterDetails, Clusters, EntityRef, LoginConfig, ManualClock,
-    Principal, ProviderRegistry, Result, TokenVault, UpstreamPool, VerifiedEmail, async_trait,
+    CachingProvider, ClientId, ClusterAccess, ClusterDetails, Clusters, EntityRef, Issuer, LoginConfig,
+    ManualClock, Principal, ProviderRegistry, Result, Subject, TokenVault, UpstreamPool, VerifiedEmail,
+    async_trait,
 };
 use kube_authn_http::{
     Caller, CallerAuthenticator, CallerRequest, Callers, ClusterAuth, ClusterLogin, Health, TokenExposure,
@@ -42,15 +43,26 @@ impl CallerAuthenticator for Believer {
         };
         let text = std::str::from_utf8(token.expose()).expect("ASCII");
         let plugin = Principal::service("plugin:catalog");
+        let verified = |principal: Principal| match request.headers.get(VERIFIED) {
+            Some(line) => {
+                let (issuer, subject) = line.to_str().expect("ASCII").split_once(' ').expect("two");
+                let issuer = Issuer::new(issuer).expect("an issuer");
+                principal.with_verified(issuer, Subject::new(subject).expect("a subject"))
+            }
+            None => principal,
+        };
         Ok(Some(match text.split_once(':') {
             Some(("limited", name)) => Caller::new(user(name)).limited(),
             Some(("plugin-for", name)) => Caller::new(user(name)).with_actor(plugin),
             _ if text == "plugin" => Caller::new(plugin),
             _ if text == "nobody" => Caller::new(Principal::anonymous()),
-            _ => Caller::new(user(text)),
+            _ => Caller::new(verified(user(text))),
         }))
     }
 }
+
+/// Issuer and subject that a token of the caller's own proved.
+pub const VERIFIED: &str = "test-verified";
 
 pub fn user(name: &str) -> Principal {
     let name = match name.contains('/') {

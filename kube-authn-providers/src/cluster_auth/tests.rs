@@ -1,9 +1,9 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use kube_authn_core::{
-    CachingProvider, ClientId, Expected, Issuer, KeyId, LoginEvents, LoginMetadata, ManualClock, NewLogin,
-    Principal, ProviderRegistry, Revision, Secret, Subject, TokenForCluster, TokenKey, TokenRecord, TokenSet,
-    TokenStore, conformance::provider::ProviderFixture,
+    BindingRule, CachingProvider, ClientId, Expected, IdentityBinding, Issuer, KeyId, LoginEvents,
+    LoginMetadata, ManualClock, NewLogin, Principal, ProviderRegistry, Revision, Secret, Subject,
+    TokenForCluster, TokenKey, TokenRecord, TokenSet, TokenStore, conformance::provider::ProviderFixture,
 };
 use kube_authn_store::{KeyRing, MemoryTokenStore};
 
@@ -154,6 +154,59 @@ async fn access_token_is_sent_where_it_is_configured_and_its_own_end_is_stated()
         Secret::new(format!("access-canary-alice-{}", NOW + 10))
     );
     assert_eq!(credential.expires_at(), Some(at(NOW + 70)));
+}
+
+/// Alice, as a token of this issuer with this subject proved.
+fn verified(issuer: &str, subject: &str) -> CredentialRequest {
+    let (issuer, subject) = (
+        Issuer::new(issuer).expect("an issuer"),
+        Subject::new(subject).expect("a subject"),
+    );
+    let principal = Principal::user(user("alice")).with_verified(issuer, subject);
+    CredentialRequest::new(principal, prod())
+}
+
+#[tokio::test]
+async fn name_that_passed_on_never_reaches_the_login_of_who_had_it() {
+    let world = World::new();
+    world.log_in("alice", NOW + 600).await;
+    let strategy = world.strategy();
+    let cache =
+        CachingProvider::with_clock_and_capacity(strategy.clone(), Arc::new(world.clock.clone()), 100);
+    let (own, successor) = (
+        verified("https://login.example.com/", "alice"),
+        verified("https://login.example.com/", "mallory"),
+    );
+
+    let credential = cache.credential(&own).await.expect("a credential");
+
+    let no_login = (ErrorKind::LoginRequired, "no_tokens", NO_LOGIN.to_owned());
+    assert_eq!(refusal(&strategy, &successor).await, no_login);
+    let cached = cache.credential(&successor).await.expect_err("refused");
+    assert_eq!(cached.kind(), ErrorKind::LoginRequired);
+    // Another token is there, but none of hers.
+    world.log_in("alice", NOW + 700).await;
+    assert!(strategy.invalidate(&own, &credential).await);
+    assert!(!strategy.invalidate(&successor, &credential).await);
+}
+
+#[tokio::test]
+async fn subject_of_another_issuer_or_binding_decides_nothing() {
+    let mut world = World::new();
+    world.log_in("alice", NOW + 600).await;
+
+    let elsewhere = world
+        .strategy()
+        .credential(&verified("https://portal.example.com/", "17"))
+        .await;
+    world.config.binding = IdentityBinding::Rules(vec![BindingRule::Email]);
+    let pairwise = world
+        .strategy()
+        .credential(&verified("https://login.example.com/", "alice-of-the-portal"))
+        .await;
+
+    assert_eq!(sent(&elsewhere.expect("a credential")), jwt("alice", NOW + 600));
+    assert_eq!(sent(&pairwise.expect("a credential")), jwt("alice", NOW + 600));
 }
 
 #[tokio::test]
