@@ -10,7 +10,7 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 use async_trait::async_trait;
 use axum::extract::ConnectInfo;
 use http::{
-    Extensions, HeaderMap,
+    Extensions, HeaderMap, HeaderName,
     header::{HOST, ORIGIN},
     request::Parts,
 };
@@ -140,11 +140,20 @@ pub trait CallerAuthenticator: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `CallerUnknown` if it carries one that is not valid; `Unavailable` or `Timeout` if it cannot be verified now.
     async fn authenticate(&self, request: &CallerRequest<'_>) -> Result<Option<Caller>>;
+
+    /// The headers of its own that it believes, none by default. What they say is meant for us: no cluster gets them, whoever
+    /// sent them. `Authorization` and `Cookie` go anyway.
+    fn headers(&self) -> Vec<HeaderName> {
+        Vec::new()
+    }
 }
 
 /// Authenticators in the order in which they are tried: the first that accepts a credential decides.
 #[derive(Clone, Debug, Default)]
-pub struct Callers(Vec<Arc<dyn CallerAuthenticator>>);
+pub struct Callers {
+    authenticators: Vec<Arc<dyn CallerAuthenticator>>,
+    headers: Arc<[HeaderName]>,
+}
 
 impl Callers {
     /// Nobody is known: every request is refused.
@@ -154,13 +163,24 @@ impl Callers {
 
     /// Adds an authenticator behind the others.
     pub fn with(mut self, authenticator: impl CallerAuthenticator) -> Self {
-        self.0.push(Arc::new(authenticator));
+        self.headers = self
+            .headers
+            .iter()
+            .cloned()
+            .chain(authenticator.headers())
+            .collect();
+        self.authenticators.push(Arc::new(authenticator));
         self
     }
 
     /// Whether there is no authenticator, so that every request is refused.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.authenticators.is_empty()
+    }
+
+    /// The headers that authenticators believe, which are for nobody behind us.
+    pub(crate) fn headers(&self) -> Arc<[HeaderName]> {
+        Arc::clone(&self.headers)
     }
 
     /// The caller of a request.
@@ -170,7 +190,7 @@ impl Callers {
     pub async fn authenticate(&self, head: &Parts) -> Result<Caller> {
         let request = CallerRequest::new(head)?;
         let mut refused = None;
-        for authenticator in &self.0 {
+        for authenticator in &self.authenticators {
             match authenticator.authenticate(&request).await {
                 Ok(Some(caller)) => return Ok(caller),
                 Ok(None) => {}

@@ -9,7 +9,7 @@ use axum::{
     response::Response,
     routing::any,
 };
-use http::{HeaderValue, Method, StatusCode, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header, request::Parts};
 use hyper::upgrade::OnUpgrade;
 use kube_authn_core::{
     Body as UpstreamBody, ClusterAccess, ClusterDetails, CredentialRequest, Error, ErrorKind, ResponseBody,
@@ -145,7 +145,7 @@ async fn forward(state: &ProxyState, head: &mut Parts, body: Body, record: &mut 
         return Err(Error::new(ErrorKind::RequestInvalid, text));
     }
     let target = Target::parse(&head.uri, head.version)?;
-    let told = headers::take(&mut head.headers)?;
+    let told = headers::take(&mut head.headers, &state.callers.headers())?;
     let cluster = choose(&state.access, target.cluster.or(told.cluster).as_deref())?;
     record.cluster = Some(cluster.clone());
 
@@ -155,12 +155,10 @@ async fn forward(state: &ProxyState, head: &mut Parts, body: Body, record: &mut 
     let open = state.streams.open(&caller.principal, way)?;
     let limit = (way == Way::Short).then_some(state.idle_timeout);
 
-    let mut request = http::Request::new(UpstreamBody::new(Passing::new(
-        body,
-        limit,
-        headers::clean_trailers,
-        client_stands_still,
-    )));
+    let names_callers = state.callers.headers();
+    let clean = move |trailers: &mut HeaderMap| headers::clean_trailers(trailers, &names_callers);
+    let body = Passing::new(body, limit, clean, client_stands_still);
+    let mut request = http::Request::new(UpstreamBody::new(body));
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = target.uri;
     *request.headers_mut() = std::mem::take(&mut head.headers);

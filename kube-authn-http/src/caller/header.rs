@@ -68,6 +68,10 @@ impl CallerAuthenticator for HeaderCallers {
         let user = user.map_err(|source| refused("names nobody").with_source(source))?;
         Ok(Some(Caller::new(Principal::user(user))))
     }
+
+    fn headers(&self) -> Vec<HeaderName> {
+        vec![self.header.clone()]
+    }
 }
 
 impl fmt::Debug for HeaderCallers {

@@ -14,12 +14,12 @@ use kube_authn_core::{BoxError, Error};
 use tokio::time::{Instant, Sleep, sleep};
 
 /// A body whose sender may not stand still for longer than a limit. Time in which nobody reads does not count.
-pub(super) struct Passing<B> {
+pub(super) struct Passing<B, C> {
     inner: B,
     /// `None` for streams, on which nothing may happen for hours.
     limit: Option<Duration>,
     idle: Idle,
-    clean: fn(&mut HeaderMap),
+    clean: C,
     late: fn(Duration) -> Error,
 }
 
@@ -30,14 +30,9 @@ struct Idle {
     waiting: bool,
 }
 
-impl<B> Passing<B> {
+impl<B, C: Fn(&mut HeaderMap)> Passing<B, C> {
     /// `clean` sees the fields behind the body, `late` says what happened when nothing did.
-    pub(super) fn new(
-        inner: B,
-        limit: Option<Duration>,
-        clean: fn(&mut HeaderMap),
-        late: fn(Duration) -> Error,
-    ) -> Self {
+    pub(super) fn new(inner: B, limit: Option<Duration>, clean: C, late: fn(Duration) -> Error) -> Self {
         Self {
             inner,
             limit,
@@ -59,9 +54,10 @@ impl Idle {
     }
 }
 
-impl<B> Body for Passing<B>
+impl<B, C> Body for Passing<B, C>
 where
     B: Body<Data = Bytes> + Unpin,
+    C: Fn(&mut HeaderMap) + Unpin,
     B::Error: Into<BoxError>,
 {
     type Data = Bytes;
@@ -105,7 +101,7 @@ where
     }
 }
 
-impl<B> fmt::Debug for Passing<B> {
+impl<B, C> fmt::Debug for Passing<B, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Passing")
             .field("limit", &self.limit)

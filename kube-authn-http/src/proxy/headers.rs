@@ -1,6 +1,6 @@
 //! Header lines: what a client may not say, what it says to us alone, and what an API server may not say to a browser.
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use kube_authn_core::{Error, ErrorKind, RequestAuth, Result, Secret, strip_identity};
 use url::Url;
 
@@ -14,23 +14,24 @@ pub(super) struct Told {
 }
 
 /// Takes what is meant for us, and leaves only what may reach an API server. What concerns one connection goes later, in
-/// core, right before the credential's own lines are set.
+/// core, right before the credential's own lines are set. `names_callers` are the headers by which gateways of ours name
+/// users, of whatever spelling.
 ///
 /// # Errors
 /// `Refused` for impersonation; `RequestInvalid` if a line that we read is given twice.
-pub(super) fn take(headers: &mut HeaderMap) -> Result<Told> {
+pub(super) fn take(headers: &mut HeaderMap, names_callers: &[HeaderName]) -> Result<Told> {
     let mut told = Told::default();
     let mut doomed = Vec::new();
     for name in headers.keys() {
         match fate(name.as_str()) {
-            Fate::Passes => {}
+            Fate::Passes if !same_as_any(name.as_str(), names_callers) => {}
             Fate::Refused => {
                 return Err(Error::new(
                     ErrorKind::Refused,
                     "impersonation is not offered here",
                 ));
             }
-            Fate::Stripped => doomed.push(name.clone()),
+            Fate::Passes | Fate::Stripped => doomed.push(name.clone()),
         }
     }
     for name in doomed {
@@ -71,9 +72,9 @@ impl Told {
 
 /// Removes from the fields behind a body what may not stand before it, and what decides on framing or routing (RFC 9110
 /// section 6.5.1).
-pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
+pub(super) fn clean_trailers(trailers: &mut HeaderMap, names_callers: &[HeaderName]) {
     retain(trailers, |name| {
-        fate(name) == Fate::Passes && !FRAMING.contains(&name)
+        fate(name) == Fate::Passes && !FRAMING.contains(&name) && !same_as_any(name, names_callers)
     });
     strip_identity(trailers);
 }
@@ -154,6 +155,15 @@ fn fate(name: &str) -> Fate {
     }
 }
 
+/// Whether a header is one of these, for readers who fold names as [`fate`] says.
+fn same_as_any(name: &str, others: &[HeaderName]) -> bool {
+    let letters = |name: &str| -> Vec<u8> { name.bytes().filter(u8::is_ascii_alphanumeric).collect() };
+    !others.is_empty() && {
+        let name = letters(name);
+        others.iter().any(|other| letters(other.as_str()) == name)
+    }
+}
+
 struct NoLocation;
 
 /// The location without `user:password@`, `None` if there is none in it. Read as browsers do, who find user info in
@@ -180,14 +190,22 @@ fn without_user_info(location: &[u8]) -> Result<Option<HeaderValue>, NoLocation>
     HeaderValue::try_from(clean).map(Some).map_err(|_| NoLocation)
 }
 
-/// Beginnings of names that only this service may read, or that nobody but a gateway may write.
-const STRIPPED: [&str; 8] = [
+/// Beginnings of names that only this service may read, or that nobody but a gateway may write: what oauth2-proxy, Cloudflare
+/// Access, Google's Identity-Aware Proxy, AWS's load balancers and Azure's App Service say of users among them.
+const STRIPPED: [&str; 15] = [
     "authorization",
     "backstage",
+    "cfaccess",
     "cookie",
     "forwarded",
     "proxyauthorization",
+    "xamznoidc",
+    "xauthrequest",
     "xforwarded",
+    "xgoogauthenticateduser",
+    "xgoogiap",
+    "xmsclientprincipal",
+    "xmstoken",
     "xremote",
     "xrealip",
 ];
@@ -255,7 +273,7 @@ mod tests {
             "impersonateuser",
             "im-personate-user",
         ] {
-            let error = take(&mut headers(&[(name, "root")])).expect_err(name);
+            let error = take(&mut headers(&[(name, "root")]), &[]).expect_err(name);
 
             assert_eq!(
                 (error.kind(), error.to_string().as_str()),
@@ -276,14 +294,20 @@ mod tests {
             ("forwarded", "for=1.1.1.1"),
             ("backstage-token", "x"),
             ("proxy-authorization", "x"),
+            ("x-sso-user", "root"),
+            ("x_sso_user", "root"),
+            ("x-sso-user-agent", "1"),
             ("accept", "*/*"),
             ("x-request-id", "1"),
             ("if-match", "1"),
         ]);
 
-        take(&mut headers).expect("taken");
+        take(&mut headers, &[HeaderName::from_static("x-sso-user")]).expect("taken");
 
-        assert_eq!(names(&headers), ["accept", "if-match", "x-request-id"]);
+        assert_eq!(
+            names(&headers),
+            ["accept", "if-match", "x-request-id", "x-sso-user-agent"]
+        );
     }
 
     #[test]
@@ -295,7 +319,7 @@ mod tests {
             ("backstage-kubernetes-authorization", "Basic x"),
         ]);
 
-        let told = take(&mut headers).expect("taken");
+        let told = take(&mut headers, &[]).expect("taken");
 
         assert_eq!(told.cluster.as_deref(), Some("prod"));
         assert_eq!(told.auth.token("google"), Some(&Secret::new("g")));
@@ -306,17 +330,23 @@ mod tests {
 
     #[test]
     fn blank_lines_say_nothing_and_double_ones_are_refused() {
-        let blank = take(&mut headers(&[
-            ("backstage-kubernetes-cluster", " "),
-            ("backstage-kubernetes-authorization", ""),
-        ]))
+        let blank = take(
+            &mut headers(&[
+                ("backstage-kubernetes-cluster", " "),
+                ("backstage-kubernetes-authorization", ""),
+            ]),
+            &[],
+        )
         .expect("taken");
         assert!(blank.cluster.is_none() && blank.auth.is_empty());
 
-        let double = take(&mut headers(&[
-            ("backstage-kubernetes-cluster", "a"),
-            ("backstage-kubernetes-cluster", "b"),
-        ]));
+        let double = take(
+            &mut headers(&[
+                ("backstage-kubernetes-cluster", "a"),
+                ("backstage-kubernetes-cluster", "b"),
+            ]),
+            &[],
+        );
         assert_eq!(double.expect_err("refused").kind(), ErrorKind::RequestInvalid);
     }
 

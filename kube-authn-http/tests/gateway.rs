@@ -1,4 +1,4 @@
-//! Callers whom a gateway names: what a page of another site makes their browser send.
+//! Callers whom a gateway names: what a page of another site makes their browser send, and who reads the name.
 
 #![allow(
     clippy::expect_used,
@@ -127,4 +127,38 @@ async fn token_that_a_page_adds_itself_is_not_bound_to_a_site() {
         .await;
 
     assert_eq!(status(&answer), 200, "{answer}");
+}
+
+/// By a name that means nothing to anybody else.
+#[tokio::test]
+async fn name_that_a_gateway_gives_never_reaches_a_cluster() {
+    let upstream = Recorder::start(OK).await;
+    let access = access(
+        vec![plain("a", upstream.address)],
+        Strategy::new("test", CredentialScope::User),
+    );
+    let sso = HeaderName::from_static("sso-user");
+    let callers = Callers::new()
+        .with(HeaderCallers::new(sso, |peer| peer.is_loopback()))
+        .with(ByName);
+    let proxy = Proxy::of(ProxyState::new(access, callers)).await;
+    let body = "Transfer-Encoding: chunked\r\nTrailer: Sso-User, X-Sum\r\n\r\n\
+        1\r\nx\r\n0\r\nSso-User: canary\r\nSSO_USER: canary\r\nX-Sum: 1\r\n";
+    for lines in [
+        "Sso-User: canary\r\n",
+        // Behind the body alone.
+        "Authorization: Bearer alice\r\n",
+    ] {
+        let answer = proxy
+            .raw(format!(
+                "POST {POD} HTTP/1.1\r\nHost: portal\r\nConnection: close\r\n{lines}{body}\r\n"
+            ))
+            .await;
+
+        assert_eq!(status(&answer), 200, "{answer}");
+        let request = upstream.requests().pop().expect("a request").to_lowercase();
+        assert!(request.contains("x-sum: 1"), "{request}");
+        let told = request.replace("cluster-token-of-user-default-canary", "");
+        assert!(!told.contains("canary"), "{request}");
+    }
 }
