@@ -16,6 +16,9 @@ pub(super) struct Ended {
 }
 
 /// Ends all logins of the user, or those behind one cluster: first here, then at the issuer, as far as it is there.
+///
+/// # Errors
+/// That of the first login that the store did not delete; all others have ended, and are revoked.
 pub(super) async fn end_logins(
     vault: &TokenVault,
     user: &EntityRef,
@@ -28,6 +31,7 @@ pub(super) async fn end_logins(
         clusters: BTreeSet::new(),
     };
     let mut to_revoke = Vec::new();
+    let mut failed = None;
     for (key, ..) in vault.list(user).await? {
         let behind = logins.behind(&key);
         if cluster.is_some_and(|cluster| !behind.iter().any(|login| login.serves(cluster))) {
@@ -35,8 +39,13 @@ pub(super) async fn end_logins(
         }
         // What cannot be opened cannot be revoked, but it can be deleted.
         let stored = vault.load(&key).await.ok().flatten();
-        if !vault.log_out(&key).await? {
-            continue;
+        match vault.log_out(&key).await {
+            Ok(true) => {}
+            Ok(false) => continue,
+            Err(error) => {
+                failed.get_or_insert(error);
+                continue;
+            }
         }
         ended.count += 1;
         ended
@@ -48,6 +57,9 @@ pub(super) async fn end_logins(
     }
     // Everything has ended here before the first issuer is asked, and one that is slow keeps no other waiting.
     let outcomes = join_all(to_revoke.iter().map(|(login, stored)| revoke(*login, stored))).await;
+    if let Some(error) = failed {
+        return Err(error);
+    }
     ended.revoked = !outcomes.is_empty() && outcomes.into_iter().all(|revoked| revoked);
     Ok(ended)
 }

@@ -88,9 +88,18 @@ impl Service {
 
     /// With these logins, by client.
     pub async fn with(exposure: TokenExposure, clock: ManualClock, logins: &[(&str, &[&str])]) -> Self {
+        Self::over(vault(), exposure, clock, logins).await
+    }
+
+    /// With these logins, in this vault.
+    pub async fn over(
+        vault: TokenVault,
+        exposure: TokenExposure,
+        clock: ManualClock,
+        logins: &[(&str, &[&str])],
+    ) -> Self {
         let signer = Signer::p256("k1");
         let issuer = FakeIssuer::start(&[&signer]).await;
-        let vault = vault();
         let mut by_cluster = HashMap::new();
         let mut cluster_logins = Vec::new();
         for (client, clusters) in logins {
