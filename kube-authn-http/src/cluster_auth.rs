@@ -134,6 +134,8 @@ async fn post_tokens(State(api): State<Api>, request: Request) -> Result<Json<St
     let (caller, user) = api.full_user(&parts).await?;
     let logins = api.auth.0.logins.load_full();
     refuse_guest(&logins, &user)?;
+    // Before it counts: a form on another site must not use up the posts of its visitor.
+    posted::expect_json(&parts.headers)?;
     api.auth.0.posts.count(&user, api.auth.0.clock.now())?;
     let posted = PostedBody::read(&parts.headers, body).await?;
     let cluster = posted.cluster.as_deref();

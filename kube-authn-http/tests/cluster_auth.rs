@@ -753,6 +753,23 @@ async fn logout_of_one_cluster_ends_its_login_and_no_other() {
 }
 
 #[tokio::test]
+async fn form_of_another_site_never_uses_up_the_posts_of_a_user() {
+    let service = Service::start().await;
+    for _ in 0..20 {
+        let form = as_caller("alice", "POST", TOKENS)
+            .header(header::CONTENT_TYPE, "text/plain")
+            .body(Body::from("{}"));
+        assert_eq!(service.send(form.expect("a request")).await.status, 415);
+    }
+
+    let stored = service
+        .post("alice", &service.tokens("alice-sub", json!({})))
+        .await;
+
+    assert_eq!(stored.status, 200, "{}", stored.text);
+}
+
+#[tokio::test]
 async fn user_who_posts_too_often_waits_and_nobody_else_does() {
     let clock = clock();
     let service = Service::with(

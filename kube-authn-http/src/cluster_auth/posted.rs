@@ -20,14 +20,8 @@ pub(super) struct PostedBody {
 }
 
 impl PostedBody {
-    /// Reads the body: JSON, at most 64 KiB. Unknown fields are ignored, known ones must be of their type.
+    /// Reads the body: a JSON object, at most 64 KiB. Unknown fields are ignored, known ones must be of their type.
     pub(super) async fn read(headers: &HeaderMap, body: Body) -> Result<Self, Refusal> {
-        if !is_json(headers) {
-            return Err(Refusal::with_status(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                invalid("the body must be JSON: send Content-Type: application/json"),
-            ));
-        }
         let too_large = || {
             Refusal::with_status(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -82,6 +76,17 @@ impl PostedBody {
             PostedTokens::new(Secret::new(id_token)).with_access_token(Secret::new(access_token));
         tokens.refresh_token = refresh_token.map(Secret::new);
         Ok(Self { tokens, cluster })
+    }
+}
+
+/// The body is said to be JSON, which a browser sends for a page of another site only if we allow it to.
+pub(super) fn expect_json(headers: &HeaderMap) -> Result<(), Refusal> {
+    match is_json(headers) {
+        true => Ok(()),
+        false => Err(Refusal::with_status(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            invalid("the body must be JSON: send Content-Type: application/json"),
+        )),
     }
 }
 
