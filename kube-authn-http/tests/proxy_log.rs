@@ -149,6 +149,43 @@ async fn every_request_is_logged_with_caller_cluster_and_audit_id_and_without_se
     }
 }
 
+#[tokio::test]
+async fn path_of_a_stranger_never_fills_the_log_or_the_answer() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let log = Log::default();
+    let _guard = log.collect();
+    let proxy = Proxy::start(vec![]).await;
+    // A cut in the middle of a character would be a panic.
+    let path = format!(
+        "/api/kubernetes/proxy/{}{}",
+        "a".repeat(1000),
+        "\u{fc}".repeat(4000)
+    );
+    let shown = |text: &str| text.matches('a').count();
+
+    let answer = proxy
+        .raw(format!(
+            "GET {path} HTTP/1.1\r\nHost: p\r\nConnection: close\r\n\r\n"
+        ))
+        .await;
+
+    assert_eq!(support::status(&answer), 401, "{answer}");
+    let url = support::json(&answer)["request"]["url"]
+        .as_str()
+        .expect("a text")
+        .to_owned();
+    assert!(
+        url.len() < 1100 && url.ends_with('…') && shown(&url) > 1000,
+        "{url}"
+    );
+    let text = log.text();
+    let audit = text
+        .lines()
+        .find(|line| line.contains("kube_authn::audit"))
+        .expect("a line");
+    assert!(audit.len() < 3000 && audit.contains("…"), "{audit}");
+}
+
 /// Collects what `tracing` writes.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);

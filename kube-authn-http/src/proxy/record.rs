@@ -22,7 +22,7 @@ pub(super) struct Record {
     /// For a request that gets no answer: the API server may have done its work all the same.
     pub(super) sent: SentAuditId,
     method: Method,
-    /// Without query: it may hold anything.
+    /// Without query, which may hold anything, and not all of it if it is long.
     path: String,
     names_cluster: bool,
     begun: Instant,
@@ -38,7 +38,7 @@ impl Record {
             cluster: None,
             sent: SentAuditId::new(),
             method: head.method.clone(),
-            path: head.uri.path().to_owned(),
+            path: trace::shown(head.uri.path()).into_owned(),
             names_cluster: path::names_cluster(&head.uri),
             begun: Instant::now(),
             ended: false,
