@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tracing::{info, warn};
+use tracing::{field, info, warn};
 
 use crate::{ClientId, ClusterName, EntityRef, Issuer, Principal, Subject};
 
@@ -21,6 +21,8 @@ pub enum AuditEvent<'a> {
         client_id: &'a ClientId,
         /// Whom the issuer named.
         subject: &'a Subject,
+        /// The service that brought them on the user's behalf.
+        actor: Option<&'a Principal>,
         /// UTC instant at which the token for the cluster ends.
         expires_at: Timestamp,
     },
@@ -28,6 +30,8 @@ pub enum AuditEvent<'a> {
     LoginRefused {
         /// Who asked.
         principal: &'a EntityRef,
+        /// The service that asked on the user's behalf.
+        actor: Option<&'a Principal>,
         /// Whose tokens were offered, as far as it is known.
         issuer: Option<&'a Issuer>,
         /// Stable code of the reason, such as `identity_mismatch`.
@@ -50,8 +54,23 @@ pub enum AuditEvent<'a> {
         issuer: &'a Issuer,
         /// Client of the login.
         client_id: &'a ClientId,
+        /// The service that ended it on the user's behalf.
+        actor: Option<&'a Principal>,
         /// Stable code of the reason: `logout`, `invalid_grant`, `purged`.
         reason: &'static str,
+    },
+    /// A stored token was handed out, and what is done with it from now on is in no log of ours.
+    TokenExposed {
+        /// Whose login.
+        principal: &'a EntityRef,
+        /// The service that got it on the user's behalf; `None`: the user.
+        actor: Option<&'a Principal>,
+        /// Issuer of the login.
+        issuer: &'a Issuer,
+        /// Client of the login.
+        client_id: &'a ClientId,
+        /// UTC instant at which the token ends.
+        expires_at: Timestamp,
     },
     /// A stored login was not used: who has its name now is somebody else.
     LoginWithheld {
@@ -101,16 +120,20 @@ impl AuditEvent<'_> {
                 issuer,
                 client_id,
                 subject,
+                actor,
                 expires_at,
             } => info!(
-                target: TARGET, event = "login_stored", %principal, %issuer, %client_id, %subject, %expires_at,
+                target: TARGET, event = "login_stored", %principal, %issuer, %client_id, %subject, actor = actor.map(field::display),
+                %expires_at,
             ),
             Self::LoginRefused {
                 principal,
+                actor,
                 issuer,
                 reason,
             } => warn!(
-                target: TARGET, event = "login_refused", %principal, issuer = issuer.map(tracing::field::display), reason,
+                target: TARGET, event = "login_refused", %principal, actor = actor.map(field::display), issuer = issuer.map(field::display),
+                reason,
             ),
             Self::IdentityPinned {
                 principal,
@@ -123,10 +146,21 @@ impl AuditEvent<'_> {
                 principal,
                 issuer,
                 client_id,
+                actor,
                 reason,
-            } => {
-                info!(target: TARGET, event = "login_ended", %principal, %issuer, %client_id, reason);
-            }
+            } => info!(
+                target: TARGET, event = "login_ended", %principal, %issuer, %client_id, actor = actor.map(field::display), reason,
+            ),
+            Self::TokenExposed {
+                principal,
+                actor,
+                issuer,
+                client_id,
+                expires_at,
+            } => info!(
+                target: TARGET, event = "token_exposed", %principal, actor = actor.map(field::display), %issuer, %client_id,
+                %expires_at,
+            ),
             Self::LoginWithheld {
                 principal,
                 issuer,
@@ -147,9 +181,9 @@ impl AuditEvent<'_> {
             } => info!(
                 target: TARGET,
                 event = "proxied",
-                caller = caller.map(tracing::field::display),
-                actor = actor.map(tracing::field::display),
-                cluster = cluster.map(tracing::field::display),
+                caller = caller.map(field::display),
+                actor = actor.map(field::display),
+                cluster = cluster.map(field::display),
                 %method,
                 // A path that was refused may hold anything.
                 path = %path.escape_debug(),

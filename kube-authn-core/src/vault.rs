@@ -21,8 +21,8 @@ use self::{
     row::Extra,
 };
 use crate::{
-    AuditEvent, ClientId, Clock, EntityRef, Error, ErrorKind, Expected, Issuer, LoginMetadata, Result,
-    Revision, Sealer, SystemClock, TokenKey, TokenRecord, TokenSet, TokenStore, usable,
+    AuditEvent, ClientId, Clock, EntityRef, Error, ErrorKind, Expected, Issuer, LoginMetadata, Principal,
+    Result, Revision, Sealer, SystemClock, TokenKey, TokenRecord, TokenSet, TokenStore, usable,
 };
 
 /// Keeps logins in a [`TokenStore`], sealed by a [`Sealer`]. Clones share everything.
@@ -209,6 +209,7 @@ impl TokenVault {
             issued_at: login.issued_at,
             ..Extra::default()
         };
+        let actor = login.actor;
         let revision = Revision::first()?;
         let expected = present.map_or(Expected::Absent, |row| Expected::At(row.revision));
         let record = self.seal(key, revision, metadata, &login.tokens, &extra)?;
@@ -221,6 +222,7 @@ impl TokenVault {
             issuer: &key.issuer,
             client_id: &key.client_id,
             subject: &record.metadata.subject,
+            actor: actor.as_ref(),
             expires_at: record.metadata.expires_at,
         }
         .emit();
@@ -233,12 +235,20 @@ impl TokenVault {
     /// # Errors
     /// As [`TokenVault::load`], but a damaged row is deleted like any other.
     pub async fn log_out(&self, key: &TokenKey) -> Result<bool> {
+        self.log_out_by(key, None).await
+    }
+
+    /// The same, with the service that asks for it on the user's behalf.
+    ///
+    /// # Errors
+    /// As [`TokenVault::log_out`].
+    pub async fn log_out_by(&self, key: &TokenKey, actor: Option<&Principal>) -> Result<bool> {
         refuse_reserved(&key.principal)?;
         let known = self.0.live.of(key);
         let deleted = self.0.store.delete(key).await?;
         self.0.live.deleted(key, &known);
         if deleted {
-            ended(key, "logout");
+            ended(key, actor, "logout");
         }
         Ok(deleted)
     }
@@ -275,7 +285,7 @@ impl TokenVault {
             let present = self.0.store.load(&key).await;
             if present.is_ok_and(|record| record.is_none_or(|record| record.revision.login != login)) {
                 self.0.live.end(&key, login);
-                ended(&key, "purged");
+                ended(&key, None, "purged");
             }
         }
         Ok(purged)
@@ -334,11 +344,12 @@ fn noted(key: &TokenKey, error: Error) -> Error {
     error
 }
 
-fn ended(key: &TokenKey, reason: &'static str) {
+fn ended(key: &TokenKey, actor: Option<&Principal>, reason: &'static str) {
     AuditEvent::LoginEnded {
         principal: &key.principal,
         issuer: &key.issuer,
         client_id: &key.client_id,
+        actor,
         reason,
     }
     .emit();

@@ -24,6 +24,7 @@ use kube_authn_core::{
     AuditEvent, Clock, EntityRef, Error, ErrorKind, Login, PrincipalName, Result, SystemClock,
     TokenForCluster, TokenVault, usable,
 };
+use tracing::Instrument;
 
 pub use self::login::ClusterLogin;
 use self::{
@@ -133,11 +134,12 @@ async fn post_tokens(State(api): State<Api>, request: Request) -> Result<Json<St
     let (parts, body) = request.into_parts();
     let (caller, user) = api.full_user(&parts).await?;
     let logins = api.auth.0.logins.load_full();
-    refuse_guest(&logins, &user)?;
+    refuse_guest(&logins, &caller, &user)?;
     // Before it counts: a form on another site must not use up the posts of its visitor.
     posted::expect_json(&parts.headers)?;
     api.auth.0.posts.count(&user, api.auth.0.clock.now())?;
-    let posted = PostedBody::read(&parts.headers, body).await?;
+    let mut posted = PostedBody::read(&parts.headers, body).await?;
+    posted.tokens.actor = caller.actor;
     let cluster = posted.cluster.as_deref();
     let login = logins.named_by(&posted.tokens.id_token, cluster)?;
     let verified = login
@@ -222,17 +224,23 @@ async fn get_token(State(api): State<Api>, request: Request) -> Result<Json<Expo
             "Cluster token has expired. Please re-authenticate.",
         )
     })?;
-    ExposedToken::new(
-        token,
-        login.verifier.login().token_for_cluster == TokenForCluster::AccessToken,
-    )
-    .map(Json)
+    let is_access_token = login.verifier.login().token_for_cluster == TokenForCluster::AccessToken;
+    let exposed = ExposedToken::new(token, is_access_token)?;
+    AuditEvent::TokenExposed {
+        principal: &user,
+        actor: caller.actor.as_ref(),
+        issuer: &stored.key.issuer,
+        client_id: &stored.key.client_id,
+        expires_at: token.expires_at,
+    }
+    .emit();
+    Ok(Json(exposed))
 }
 
 /// `DELETE /tokens`
 async fn delete_tokens(State(api): State<Api>, request: Request) -> Result<Json<Deleted>, Refusal> {
     let (parts, _) = request.into_parts();
-    let (_, user) = api.full_user(&parts).await?;
+    let (caller, user) = api.full_user(&parts).await?;
     let cluster = cluster_of(&parts)?;
     let logins = api.auth.0.logins.load_full();
     if let Some(cluster) = &cluster {
@@ -240,7 +248,11 @@ async fn delete_tokens(State(api): State<Api>, request: Request) -> Result<Json<
     }
     // A caller who hangs up does not leave half of the logins behind.
     let vault = api.auth.0.vault.clone();
-    let ended = tokio::spawn(async move { end_logins(&vault, &user, &logins, cluster.as_deref()).await })
+    let ending = async move {
+        let actor = caller.actor.as_ref();
+        end_logins(&vault, &user, actor, &logins, cluster.as_deref()).await
+    };
+    let ended = tokio::spawn(ending.in_current_span())
         .await
         .map_err(|source| Error::new(ErrorKind::Unexpected, "the logout broke off").with_source(source))??;
     let idempotent = parameter(&parts, "idempotent")?.as_deref() == Some("true");
@@ -305,12 +317,13 @@ fn token_of<'a>(
     (!stored.handle.is_ended() && usable(token.expires_at, now)).then_some(token)
 }
 
-fn refuse_guest(logins: &Logins, user: &EntityRef) -> Result<()> {
+fn refuse_guest(logins: &Logins, caller: &Caller, user: &EntityRef) -> Result<()> {
     if !logins.is_guest(user) {
         return Ok(());
     }
     AuditEvent::LoginRefused {
         principal: user,
+        actor: caller.actor.as_ref(),
         issuer: None,
         reason: GUEST,
     }

@@ -28,6 +28,8 @@ pub struct PostedTokens {
     pub refresh_token: Option<Secret>,
     /// The nonce of the login, when the flow was ours.
     pub nonce: Option<Nonce>,
+    /// The service that brings them on the user's behalf, for the audit log.
+    pub actor: Option<Principal>,
     /// Lifetime of the access token as the issuer gave it with the tokens.
     pub expires_in: Option<Duration>,
 }
@@ -40,6 +42,7 @@ impl PostedTokens {
             access_token: None,
             refresh_token: None,
             nonce: None,
+            actor: None,
             expires_in: None,
         }
     }
@@ -57,6 +60,7 @@ impl PostedTokens {
             access_token: Some(answer.access_token),
             refresh_token: answer.refresh_token,
             nonce: Some(nonce.clone()),
+            actor: None,
             expires_in: answer.expires_in,
         })
     }
@@ -146,12 +150,17 @@ impl LoginVerifier {
     /// may not be the principal's (both emit [`AuditEvent::LoginRefused`]); `Unavailable` or `Timeout` if the issuer's keys
     /// cannot be fetched; else as [`TokenVault::pin`].
     pub async fn verify(&self, principal: &Principal, posted: PostedTokens) -> Result<VerifiedLogin> {
-        let verified = self.verified(principal, posted).await;
+        let actor = posted.actor.clone();
+        let mut verified = self.verified(principal, posted).await;
+        if let Ok(verified) = &mut verified {
+            verified.login.actor.clone_from(&actor);
+        }
         if let (Err(failure), Some(user)) = (&verified, principal.entity_ref())
             && matches!(failure.kind(), ErrorKind::Refused | ErrorKind::TokenRejected)
         {
             AuditEvent::LoginRefused {
                 principal: user,
+                actor: actor.as_ref(),
                 issuer: Some(&self.login.issuer),
                 reason: failure.code(),
             }

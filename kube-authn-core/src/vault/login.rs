@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::row::Extra;
-use crate::{LoginHandle, LoginMetadata, Revision, Subject, TokenKey, TokenSet};
+use crate::{LoginHandle, LoginMetadata, Principal, Revision, Subject, TokenKey, TokenSet};
 
 /// What a user brings to log in, or an issuer gives for a refresh token.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub struct NewLogin {
     pub expires_at: Timestamp,
     /// UTC instant at which the issuer made the tokens (`iat`), if it said so; decides which of two logins is newer.
     pub issued_at: Option<Timestamp>,
+    /// The service that brings it on the user's behalf, for the audit log.
+    pub actor: Option<Principal>,
 }
 
 impl NewLogin {
@@ -27,12 +29,19 @@ impl NewLogin {
             tokens,
             expires_at,
             issued_at: None,
+            actor: None,
         }
     }
 
     /// States when the issuer made the tokens (`iat`).
     pub fn with_issued_at(mut self, issued_at: Timestamp) -> Self {
         self.issued_at = Some(issued_at);
+        self
+    }
+
+    /// Names the service that brings it on the user's behalf.
+    pub fn with_actor(mut self, actor: Principal) -> Self {
+        self.actor = Some(actor);
         self
     }
 }

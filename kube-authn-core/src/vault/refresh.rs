@@ -166,7 +166,7 @@ impl TokenVault {
                 self.0
                     .live
                     .wrote(&login.key, revision, Some(login.revision.login));
-                ended(&login.key, "invalid_grant");
+                ended(&login.key, None, "invalid_grant");
                 Ok(true)
             }
             Err(error) if error.kind() == ErrorKind::Conflict => Ok(false),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::join_all;
-use kube_authn_core::{EntityRef, Login, Result, TokenVault};
+use kube_authn_core::{EntityRef, Login, Principal, Result, TokenVault};
 use kube_authn_oidc::TokenClient;
 
 use super::login::{ClusterLogin, Logins};
@@ -22,6 +22,7 @@ pub(super) struct Ended {
 pub(super) async fn end_logins(
     vault: &TokenVault,
     user: &EntityRef,
+    actor: Option<&Principal>,
     logins: &Logins,
     cluster: Option<&str>,
 ) -> Result<Ended> {
@@ -39,7 +40,7 @@ pub(super) async fn end_logins(
         }
         // What cannot be opened cannot be revoked, but it can be deleted.
         let stored = vault.load(&key).await.ok().flatten();
-        match vault.log_out(&key).await {
+        match vault.log_out_by(&key, actor).await {
             Ok(true) => {}
             Ok(false) => continue,
             Err(error) => {
