@@ -62,7 +62,9 @@ async fn stranger_sees_the_portals_page_and_nothing_behind_it() {
     for path in [PROXY, STATUS, "/portal/api/kubernetes/clusters"] {
         for lines in [
             &[][..],
-            &["Cookie: portal=", OUR_PAGE],
+            &["Cookie: __Host-portal=", OUR_PAGE],
+            &["Cookie: __Host-portal=x", OUR_PAGE],
+            // Of a page on another host of the same domain.
             &["Cookie: portal=x", OUR_PAGE],
         ] {
             assert_eq!(place.get(path, lines).await.0, 401, "{path} {lines:?}");
@@ -77,13 +79,30 @@ async fn cookie_that_another_site_makes_the_browser_send_names_nobody() {
     let cookie = place.sign_in("alice").await;
 
     for lines in [
-        &[&*cookie][..],
-        &[&cookie, "Sec-Fetch-Site: cross-site"],
-        &[&cookie, "Sec-Fetch-Site: same-site"],
+        [&*cookie, "Sec-Fetch-Site: cross-site"],
+        [&cookie, "Sec-Fetch-Site: same-site"],
+        [&cookie, "Origin: https://evil.example"],
     ] {
-        assert_eq!(place.get(PROXY, lines).await.0, 401, "{lines:?}");
+        assert_eq!(place.get(PROXY, &lines).await.0, 401, "{lines:?}");
     }
     assert!(place.seen.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn another_site_never_signs_its_visitor_in() {
+    let place = Place::start().await;
+    for line in ["Sec-Fetch-Site: cross-site", "Origin: https://evil.example"] {
+        let answer = place
+            .exchange(format!(
+                "POST /sign-in HTTP/1.1\r\nHost: portal\r\nConnection: close\r\n{line}\r\nContent-Length: 7\r\n\r\nmallory"
+            ))
+            .await;
+
+        assert!(
+            answer.starts_with("HTTP/1.1 403 ") && !answer.contains("set-cookie"),
+            "{answer}"
+        );
+    }
 }
 
 /// The portal on loopback, and a cluster behind it that tells what it gets.
@@ -126,8 +145,12 @@ impl Place {
             name.len()
         );
         let answer = self.exchange(request).await;
-        let (_, cookie) = answer.split_once("set-cookie: ").unwrap();
-        format!("Cookie: other=1; {}", cookie.split(';').next().unwrap())
+        let (_, cookie) = answer.split_once("set-cookie: __Host-").unwrap();
+        assert!(
+            cookie.contains("; Secure; HttpOnly; SameSite=Strict; Path=/;"),
+            "{cookie}"
+        );
+        format!("Cookie: other=1; __Host-{}", cookie.split(';').next().unwrap())
     }
 
     /// Status and body.
