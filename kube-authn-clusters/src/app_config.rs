@@ -1,7 +1,7 @@
 //! Backstage's `app-config.yaml`: files in layers, and typed reads that name key and file in every error.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     fmt,
     fs::File,
     io::Read,
@@ -18,12 +18,15 @@ use crate::substitution;
 mod json;
 mod known_keys;
 pub(crate) mod node;
+mod redaction;
 mod value;
+mod variables;
 
 pub use self::value::ConfigValue;
 
 /// Configuration files, merged: later files win, objects merge, arrays replace, `null` hides, and a value whose
-/// substitution is unset lets the lower layer through. Each value remembers the file that holds it.
+/// substitution is unset lets the lower layer through. Variables `APP_CONFIG_a_b` of the environment lie over all files.
+/// Each value remembers the file that holds it; those variables are `env`.
 ///
 /// `Debug` prints the names of the files and no value.
 pub struct AppConfig {
@@ -40,6 +43,22 @@ impl AppConfig {
     /// One problem for each file that cannot be read, parsed or substituted, each naming the file.
     pub fn load<P: AsRef<Path>>(paths: &[P]) -> Result<Self, InvalidConfig> {
         Self::load_with(paths, &Environment::process())
+    }
+
+    /// The files that Backstage reads where none is named: `app-config.yaml`, `app-config.<env>.yaml` if the variable
+    /// `BACKSTAGE_ENV` says which, and `app-config.local.yaml`; of the latter two those that exist.
+    pub fn default_files(directory: &Path, environment: &Environment) -> Vec<PathBuf> {
+        let env = environment.get("BACKSTAGE_ENV").filter(|env| !env.is_empty());
+        let overlays = env
+            .map(|env| format!("app-config.{env}.yaml"))
+            .into_iter()
+            .chain(["app-config.local.yaml".to_owned()])
+            .map(|name| directory.join(name))
+            .filter(|path| path.is_file());
+        [directory.join("app-config.yaml")]
+            .into_iter()
+            .chain(overlays)
+            .collect()
     }
 
     /// As [`AppConfig::load`], with another environment.
@@ -80,6 +99,10 @@ impl AppConfig {
                 Ok(layer) => layers.push(layer),
                 Err(problem) => problems.push(problem),
             }
+        }
+        match variables::layer(environment) {
+            Ok(layer) => layers.extend(layer),
+            Err(problem) => problems.push(problem),
         }
         if !problems.is_empty() {
             return Err(InvalidConfig { problems });
@@ -196,30 +219,53 @@ fn syntax(error: &serde_saphyr::Error) -> String {
     }
 }
 
-/// Where `${VAR}` is looked up. Clones share the source.
+/// Where `${VAR}` is looked up, and `APP_CONFIG_*` found. Clones share the source.
 #[derive(Clone)]
-pub struct Environment(Arc<Lookup>);
+pub struct Environment(Source);
 
-type Lookup = dyn Fn(&str) -> Option<String> + Send + Sync;
+#[derive(Clone)]
+enum Source {
+    Process,
+    Fixed(Arc<BTreeMap<String, String>>),
+}
 
 impl Environment {
     /// The environment of this process. A variable that is not UTF-8 counts as unset.
-    #[allow(clippy::disallowed_methods, reason = "the reader of the environment")]
     pub fn process() -> Self {
-        Self(Arc::new(|name| std::env::var(name).ok()))
+        Self(Source::Process)
     }
 
     /// These variables and no others.
     pub fn of<K: Into<String>, V: Into<String>>(variables: impl IntoIterator<Item = (K, V)>) -> Self {
-        let variables: HashMap<String, String> = variables
+        let variables = variables
             .into_iter()
-            .map(|(name, value)| (name.into(), value.into()))
-            .collect();
-        Self(Arc::new(move |name| variables.get(name).cloned()))
+            .map(|(name, value)| (name.into(), value.into()));
+        Self(Source::Fixed(Arc::new(variables.collect())))
     }
 
+    #[allow(clippy::disallowed_methods, reason = "the reader of the environment")]
     pub(crate) fn get(&self, name: &str) -> Option<String> {
-        (self.0)(name)
+        match &self.0 {
+            Source::Process => std::env::var(name).ok(),
+            Source::Fixed(variables) => variables.get(name).cloned(),
+        }
+    }
+
+    /// The variables whose names begin so, in the order of their names.
+    #[allow(clippy::disallowed_methods, reason = "the reader of the environment")]
+    fn starting_with(&self, prefix: &str) -> BTreeMap<String, String> {
+        let wanted = |(name, _): &(String, String)| name.starts_with(prefix);
+        match &self.0 {
+            Source::Process => std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .filter(wanted)
+                .collect(),
+            Source::Fixed(variables) => variables
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .filter(wanted)
+                .collect(),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod schedule;
 mod substitution;
 mod transport_rules;
 
+pub use jiff;
 pub use url;
 
 pub use self::{
@@ -27,6 +28,7 @@ pub use self::{
     kube_authn::{EncryptionKey, KubeAuthnConfig, StoreConfig},
     local_kubectl_proxy::LocalKubectlProxyLocator,
     login::{ExposeToken, Logins},
+    schedule::{Cadence, CronPattern, Schedule},
 };
 
 /// The strategy whose clusters take users' stored logins.

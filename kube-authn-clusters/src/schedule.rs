@@ -1,301 +1,272 @@
-//! Durations as Backstage writes them: human objects, ISO 8601, and texts such as `30s`.
+//! When something runs again and again: Backstage's schedules.
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use kube_authn_core::Problem;
 
 use crate::app_config::ConfigValue;
 
-/// The duration at this place, if there is one: `{ hours: 1, minutes: 30 }`, `PT1H30M`, `90m`.
-///
-/// A month counts 30 days, a year 365. Fractions are kept to the millisecond.
-///
-/// # Errors
-/// Backstage's texts for anything else; negative durations and those beyond 10,000 years are refused too.
-pub(crate) fn optional_duration(value: &ConfigValue<'_>) -> Result<Option<Duration>, Problem> {
-    if value.is_absent() {
-        return Ok(None);
+mod cron;
+mod duration;
+
+pub use self::cron::CronPattern;
+pub(crate) use self::duration::optional_duration;
+
+/// How often something runs.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Cadence {
+    /// At once, and then so long after each start.
+    Every(Duration),
+    /// At the times of a pattern.
+    Cron(CronPattern),
+    /// When somebody asks for it.
+    Manual,
+}
+
+/// A schedule as Backstage's `readSchedulerServiceTaskScheduleDefinitionFromConfig` reads it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Schedule {
+    /// `frequency`: how often it runs.
+    pub frequency: Cadence,
+    /// `timeout`: for how long one run may take.
+    pub timeout: Duration,
+    /// `initialDelay`: for how long the first run waits.
+    pub initial_delay: Duration,
+    /// `scope`: whether one run serves all replicas (`global`, the default), or each replica runs by itself (`local`).
+    pub global: bool,
+}
+
+impl Cadence {
+    /// Reads a text: `manual`; ISO 8601 if it begins with `P`; a preset such as `@daily`, or five or six fields, as a cron
+    /// pattern in UTC; a number with its unit, `30s`, as a duration.
+    ///
+    /// # Errors
+    /// The peer's text.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if text == "manual" {
+            return Ok(Self::Manual);
+        }
+        let is_cron = text.starts_with('@') || text.split_whitespace().count() > DURATION_WORDS;
+        match is_cron {
+            true => CronPattern::parse(text).map(Self::Cron),
+            false => {
+                let milliseconds = duration::signed_milliseconds(text)?;
+                Self::every(Duration::from_millis(duration::bounded(milliseconds)?))
+            }
+        }
     }
-    let milliseconds = match value.as_text() {
-        Some(text) => {
-            let text = text.trim();
-            let parsed = match text.starts_with('P') {
-                true => iso_milliseconds(text),
-                false => text_milliseconds(text),
+
+    /// What `{cron: ...}` holds: `manual`, a duration if it begins with `P`, else a pattern.
+    fn of_cron(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            "manual" => Ok(Self::Manual),
+            text if text.starts_with('P') => Self::parse(text),
+            text => CronPattern::parse(text).map(Self::Cron),
+        }
+    }
+
+    /// What a duration's text says, as the peer reads it, in seconds: also `PT0S` and `P-1D`, which no schedule here takes.
+    ///
+    /// # Errors
+    /// The peer's text.
+    pub fn seconds(text: &str) -> Result<f64, String> {
+        let text = text.trim();
+        let milliseconds = duration::signed_milliseconds(text)?;
+        if !text.starts_with('P') {
+            duration::bounded(milliseconds)?;
+        }
+        Ok(milliseconds.round() / 1_000.0)
+    }
+
+    fn every(duration: Duration) -> Result<Self, String> {
+        match duration < SHORTEST {
+            true => Err(format!(
+                "a duration of less than {SHORTEST:?} is no frequency: it would run without end"
+            )),
+            false => Ok(Self::Every(duration)),
+        }
+    }
+
+    /// Reads a frequency: `{cron: "...", timezone: "..."}`, `{trigger: manual}`, or a duration in any of its spellings.
+    ///
+    /// # Errors
+    /// The peer's texts; a frequency of less than a second is refused too.
+    pub fn read(value: &ConfigValue<'_>) -> Result<Self, Problem> {
+        let refuse = |cause: String| {
+            value.problem(format!(
+                "Invalid schedule in config at '{}', Error: {cause}",
+                value.key()
+            ))
+        };
+        let pattern = value.child("cron");
+        if let Some(text) = pattern.as_text().filter(|text| !text.is_empty()) {
+            let cadence = Self::of_cron(text).map_err(refuse)?;
+            return match (cadence, value.child("timezone").optional_string()?) {
+                (Self::Cron(pattern), Some(zone)) => pattern.in_zone(zone).map(Self::Cron).map_err(refuse),
+                (cadence, _) => Ok(cadence),
             };
-            parsed.and_then(bounded).map_err(|cause| {
-                value.problem(format!(
-                    "Invalid duration '{text}' in config at '{}', Error: {cause}",
-                    value.key()
-                ))
-            })?
         }
-        None => object_milliseconds(value)?,
-    };
-    Ok(Some(Duration::from_millis(milliseconds)))
-}
-
-fn object_milliseconds(value: &ConfigValue<'_>) -> Result<u64, Problem> {
-    let type_error = |problem: Problem| {
-        let class = match problem.message.starts_with("Invalid type") {
-            true => "TypeError",
-            false => "Error",
-        };
-        value.problem(format!(
-            "Failed to read duration from config, {class}: {}",
-            problem.message
-        ))
-    };
-    let refuse = |cause: String| {
-        value.problem(format!(
-            "Failed to read duration from config at '{}', Error: {cause}",
-            value.key()
-        ))
-    };
-
-    value.optional_object().map_err(type_error)?;
-    let (mut total, mut found) = (0.0, false);
-    for (name, unit) in HUMAN_UNITS {
-        if let Some(count) = value.child(name).optional_number().map_err(type_error)? {
-            total += count * unit;
-            found = true;
+        if value.child("trigger").as_text() == Some("manual") {
+            return Ok(Self::Manual);
+        }
+        match optional_duration(value)? {
+            Some(duration) => Self::every(duration).map_err(refuse),
+            None => Err(value.missing()),
         }
     }
-    let known = quoted(HUMAN_UNITS.iter().map(|(name, _)| *name));
-    if !found {
-        return Err(refuse(format!("Needs one or more of {known}")));
-    }
-    let unknown: Vec<&str> = value
-        .entries()
-        .map(|(key, _)| key)
-        .filter(|key| HUMAN_UNITS.iter().all(|(name, _)| name != key))
-        .collect();
-    if !unknown.is_empty() {
-        let what = if unknown.len() == 1 {
-            "property"
-        } else {
-            "properties"
-        };
-        let unknown = quoted(unknown.into_iter());
-        return Err(refuse(format!(
-            "Unknown {what} {unknown}; expected one or more of {known}"
-        )));
-    }
-    bounded(total).map_err(refuse)
-}
 
-fn quoted<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    names
-        .map(|name| format!("'{name}'"))
-        .collect::<Vec<_>>()
-        .join(", ")
-}
-
-/// `PnYnMnWnDTnHnMnS`: upper case, in this order, each part at most once.
-fn iso_milliseconds(text: &str) -> Result<f64, String> {
-    let invalid = || "Invalid ISO format".to_owned();
-    let body = text.strip_prefix('P').ok_or_else(invalid)?;
-    let (date, time) = match body.split_once('T') {
-        Some((date, time)) => (date, time),
-        None => (body, ""),
-    };
-    let (dates, date_parts) = iso_parts(date, &ISO_DATE_UNITS).ok_or_else(invalid)?;
-    let (times, time_parts) = iso_parts(time, &ISO_TIME_UNITS).ok_or_else(invalid)?;
-    match date_parts + time_parts {
-        0 => Err("Invalid ISO format, no values given".to_owned()),
-        _ => Ok(dates + times),
+    /// When the next run is due, after one that began at `begun`; `None` if only when somebody asks.
+    pub fn next(&self, begun: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        match self {
+            Self::Every(duration) => {
+                let next = SignedDuration::try_from(*duration)
+                    .ok()
+                    .and_then(|duration| begun.checked_add(duration).ok())?;
+                Some(next.max(now))
+            }
+            Self::Cron(pattern) => pattern.next_after(now),
+            Self::Manual => None,
+        }
     }
 }
 
-/// Sum and number of the parts of one half of an ISO 8601 duration.
-fn iso_parts(mut text: &str, units: &[(char, f64)]) -> Option<(f64, usize)> {
-    let (mut total, mut count) = (0.0, 0);
-    let mut units = units.iter();
-    while !text.is_empty() {
-        let end = text.find(|c: char| c.is_ascii_alphabetic())?;
-        let (number, rest) = text.split_at_checked(end)?;
-        let letter = rest.chars().next()?;
-        let (_, unit) = units.find(|(name, _)| *name == letter)?;
-        let number = match letter {
-            'S' => number.replace(',', "."),
-            _ => number.to_owned(),
-        };
-        total += decimal(&number)? * unit;
-        count += 1;
-        text = rest.get(letter.len_utf8()..)?;
-    }
-    Some((total, count))
-}
-
-/// A number, one space or none, and a unit in any case, as the npm package `ms` reads them.
-fn text_milliseconds(text: &str) -> Result<f64, String> {
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(
-            "The value cannot be a plain number; try adding a unit like 'ms' or 'seconds'".to_owned(),
-        );
-    }
-    let invalid = || {
-        "Not a valid duration string, try a number followed by a unit such as '1d' or '2 seconds'".to_owned()
-    };
-    let end = text
-        .find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '-'))
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at_checked(end).ok_or_else(invalid)?;
-    let number = decimal(number).ok_or_else(invalid)?;
-    let unit = unit.trim_start_matches(' ').to_ascii_lowercase();
-    let unit = TEXT_UNITS
-        .iter()
-        .find(|(names, _)| names.contains(&unit.as_str()))
-        .map(|(_, unit)| *unit)
-        .ok_or_else(invalid)?;
-    Ok(number * unit)
-}
-
-/// `1`, `-1`, `.5`, `1.5`; no exponent, no sign but minus.
-fn decimal(text: &str) -> Option<f64> {
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    let plain = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    match plain && digits.ends_with(|c: char| c.is_ascii_digit()) {
-        true => text.parse().ok(),
-        false => None,
+impl Schedule {
+    /// Reads a schedule.
+    ///
+    /// # Errors
+    /// The first problem: `frequency` and `timeout` are required.
+    pub fn read(value: &ConfigValue<'_>) -> Result<Self, Problem> {
+        value.optional_object()?;
+        let timeout = value.child("timeout");
+        let scope = value.child("scope");
+        Ok(Self {
+            frequency: Cadence::read(&value.child("frequency"))?,
+            timeout: optional_duration(&timeout)?.ok_or_else(|| timeout.missing())?,
+            initial_delay: optional_duration(&value.child("initialDelay"))?.unwrap_or_default(),
+            global: match scope.optional_string()? {
+                None | Some("global") => true,
+                Some("local") => false,
+                Some(other) => {
+                    return Err(scope.problem(format!(
+                        "Only \"global\" or \"local\" are allowed for TaskScheduleDefinition.scope, but got: {other}"
+                    )));
+                }
+            },
+        })
     }
 }
 
-fn bounded(milliseconds: f64) -> Result<u64, String> {
-    if milliseconds < 0.0 {
-        return Err("Negative durations are not allowed".to_owned());
-    }
-    match milliseconds.is_finite() && milliseconds <= MAX_MILLISECONDS {
-        true => Ok(milliseconds.round() as u64),
-        false => Err("a duration of more than 10,000 years is not allowed".to_owned()),
-    }
-}
-
-const SECOND: f64 = 1_000.0;
-const MINUTE: f64 = 60.0 * SECOND;
-const HOUR: f64 = 60.0 * MINUTE;
-const DAY: f64 = 24.0 * HOUR;
-const MONTH: f64 = 30.0 * DAY;
-const YEAR: f64 = 365.0 * DAY;
-
-/// Far beyond any lifetime, and far within what a `u64` of milliseconds holds.
-const MAX_MILLISECONDS: f64 = 10_000.0 * YEAR;
-
-const HUMAN_UNITS: [(&str, f64); 8] = [
-    ("years", YEAR),
-    ("months", MONTH),
-    ("weeks", 7.0 * DAY),
-    ("days", DAY),
-    ("hours", HOUR),
-    ("minutes", MINUTE),
-    ("seconds", SECOND),
-    ("milliseconds", 1.0),
-];
-
-const ISO_DATE_UNITS: [(char, f64); 4] = [('Y', YEAR), ('M', MONTH), ('W', 7.0 * DAY), ('D', DAY)];
-const ISO_TIME_UNITS: [(char, f64); 3] = [('H', HOUR), ('M', MINUTE), ('S', SECOND)];
-
-/// Names of the npm package `ms`; it has no months, so `m` is a minute whatever its case.
-const TEXT_UNITS: [(&[&str], f64); 7] = [
-    (&["", "milliseconds", "millisecond", "msecs", "msec", "ms"], 1.0),
-    (&["seconds", "second", "secs", "sec", "s"], SECOND),
-    (&["minutes", "minute", "mins", "min", "m"], MINUTE),
-    (&["hours", "hour", "hrs", "hr", "h"], HOUR),
-    (&["days", "day", "d"], DAY),
-    (&["weeks", "week", "w"], 7.0 * DAY),
-    (&["years", "year", "yrs", "yr", "y"], YEAR),
-];
+/// `2 minutes` has two words; a pattern has five or six, and one with too few is still none of a duration.
+const DURATION_WORDS: usize = 2;
+/// Whoever asks for less means something else.
+const SHORTEST: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{AppConfig, Environment};
 
-    fn read(yaml: &str) -> Result<Option<Duration>, String> {
-        let config = AppConfig::from_texts(&[("app-config.yaml", yaml)], &Environment::of::<&str, &str>([]))
-            .expect("a configuration");
-        optional_duration(&config.value("a.every")).map_err(|problem| problem.message)
+    fn config(layers: &[&str]) -> AppConfig {
+        let layers: Vec<_> = layers.iter().map(|text| ("app-config.yaml", *text)).collect();
+        AppConfig::from_texts(&layers, &Environment::of::<&str, &str>([])).expect("a configuration")
+    }
+
+    fn read(yaml: &str) -> Result<Schedule, String> {
+        Schedule::read(&config(&[yaml]).value("s")).map_err(|problem| problem.message)
+    }
+
+    fn cron(text: &str) -> Cadence {
+        Cadence::Cron(CronPattern::parse(text).expect("a pattern"))
     }
 
     #[test]
-    fn all_three_spellings_are_read() {
-        for (yaml, seconds) in [
-            ("a: { every: { hours: 6, minutes: '3' } }", 21_780),
-            ("a: { every: { days: 0.5 } }", 43_200),
-            ("a: { every: P1DT2H }", 93_600),
-            ("a: { every: 'PT1,5S' }", 2),
-            ("a: { every: P1M }", 2_592_000),
-            ("a: { every: 30s }", 30),
-            ("a: { every: 1M }", 60),
-            ("a: { every: 2 Hours }", 7_200),
-            ("a: { every: 1y }", 31_536_000),
+    fn schedule_is_read_in_every_spelling() {
+        let schedule = |frequency| {
+            Ok(Schedule {
+                frequency,
+                timeout: Duration::from_secs(120),
+                initial_delay: Duration::from_secs(15),
+                global: false,
+            })
+        };
+        let rest = "timeout: PT2M, initialDelay: { seconds: 15 }, scope: local";
+        for (frequency, expected) in [
+            ("{ cron: '0 6 * * *', extra: 1 }", cron("0 6 * * *")),
+            ("{ cron: P1D }", Cadence::Every(Duration::from_secs(86_400))),
+            ("{ cron: manual }", Cadence::Manual),
+            ("{ trigger: manual }", Cadence::Manual),
+            ("30m", Cadence::Every(Duration::from_secs(1_800))),
+            (
+                "{ hours: 1, minutes: '30' }",
+                Cadence::Every(Duration::from_secs(5_400)),
+            ),
         ] {
-            let read = read(yaml).expect(yaml).expect("a duration");
-
-            assert_eq!(read.as_secs_f64().round() as u64, seconds, "{yaml}");
+            assert_eq!(
+                read(&format!("s: {{ frequency: {frequency}, {rest} }}")),
+                schedule(expected),
+                "{frequency}"
+            );
         }
-        assert_eq!(read("a: { every: null }"), Ok(None));
-        assert_eq!(read("a: { every: '1.5' }"), Ok(Some(Duration::from_millis(2))));
     }
 
     #[test]
-    fn objects_of_two_layers_add_up() {
-        let config = AppConfig::from_texts(
-            &[
-                ("a.yaml", "every: { hours: 6 }"),
-                ("b.yaml", "every: { minutes: 3 }"),
-            ],
-            &Environment::of::<&str, &str>([]),
-        )
-        .expect("a configuration");
+    fn pattern_below_an_object_stays() {
+        let config = config(&["s: { cron: '@daily' }", "s: { hours: 1 }"]);
 
-        let read = optional_duration(&config.value("every")).expect("a duration");
-
-        assert_eq!(read, Some(Duration::from_secs(6 * 3600 + 180)));
+        assert_eq!(Cadence::read(&config.value("s")), Ok(cron("@daily")));
     }
 
     #[test]
-    fn what_is_no_duration_gives_the_peers_text() {
-        let units = "'years', 'months', 'weeks', 'days', 'hours', 'minutes', 'seconds', 'milliseconds'";
+    fn what_is_no_schedule_gives_the_peers_text() {
         for (yaml, message) in [
             (
-                "a: { every: '30' }",
-                "Invalid duration '30' in config at 'a.every', Error: The value cannot be a plain number; \
-                 try adding a unit like 'ms' or 'seconds'"
-                    .to_owned(),
+                "s: { timeout: 1m }",
+                "Missing required config value at 's.frequency' in 'app-config.yaml'",
             ),
             (
-                "a: { every: PT }",
-                "Invalid duration 'PT' in config at 'a.every', Error: Invalid ISO format, no values given".to_owned(),
+                "s: { frequency: 1m }",
+                "Missing required config value at 's.timeout' in 'app-config.yaml'",
             ),
             (
-                "a: { every: -1h }",
-                "Invalid duration '-1h' in config at 'a.every', Error: Negative durations are not allowed".to_owned(),
+                "s: { frequency: 1m, timeout: 1m, scope: all }",
+                "Only \"global\" or \"local\" are allowed for TaskScheduleDefinition.scope, but got: all",
             ),
             (
-                "a: { every: {} }",
-                format!("Failed to read duration from config at 'a.every', Error: Needs one or more of {units}"),
+                "s: { frequency: { trigger: often }, timeout: 1m }",
+                "Failed to read duration from config at 's.frequency', Error: Needs one or more of 'years', 'months', \
+                 'weeks', 'days', 'hours', 'minutes', 'seconds', 'milliseconds'",
             ),
             (
-                "a: { every: { hours: 1, foo: 2 } }",
-                format!(
-                    "Failed to read duration from config at 'a.every', Error: Unknown property 'foo'; \
-                     expected one or more of {units}"
-                ),
+                "s: { frequency: { cron: '* * *' }, timeout: 1m }",
+                "Invalid schedule in config at 's.frequency', Error: Too few fields",
             ),
             (
-                "a: { every: 5 }",
-                "Failed to read duration from config, TypeError: Invalid type in config for key 'a.every' in \
-                 'app-config.yaml', got number, wanted object"
-                    .to_owned(),
+                "s: { frequency: { cron: '@daily', timezone: Nowhere/Town }, timeout: 1m }",
+                "Invalid schedule in config at 's.frequency', Error: there is no time zone 'Nowhere/Town': give an IANA \
+                 name, as Europe/Berlin",
+            ),
+            (
+                "s: { frequency: { hours: 0 }, timeout: 1m }",
+                "Invalid schedule in config at 's.frequency', Error: a duration of less than 1s is no frequency: it \
+                 would run without end",
             ),
         ] {
-            assert_eq!(read(yaml), Err(message), "{yaml}");
+            assert_eq!(read(yaml), Err(message.to_owned()), "{yaml}");
         }
-        for text in [
-            "1h30m", "1mo", "P1H", "PT1D", "P1D1D", "p1d", "-P1D", "1e3s", "hours", "P1", "é", "P1é",
-        ] {
-            assert!(read(&format!("a: {{ every: {text} }}")).is_err(), "{text}");
-        }
+    }
+
+    #[test]
+    fn next_run_counts_from_the_start_of_the_last_one() {
+        let at = |second| Timestamp::from_second(second).expect("an instant");
+        let every = Cadence::Every(Duration::from_secs(60));
+
+        assert_eq!(every.next(at(100), at(110)), Some(at(160)));
+        assert_eq!(every.next(at(100), at(500)), Some(at(500)));
+        assert_eq!(cron("* * * * *").next(at(100), at(500)), Some(at(540)));
+        assert_eq!(Cadence::Manual.next(at(100), at(500)), None);
     }
 }

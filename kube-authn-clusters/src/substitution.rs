@@ -149,7 +149,8 @@ impl Resolver<'_> {
                 None => self.content(Value::Object(entries), path, place),
             },
             Value::String(text) => Ok(match substitute(&text, self.environment) {
-                Substituted::Text(text) => self.node(Content::Text(text)),
+                Substituted::Text(same) if same == text => self.node(Content::Text(same)),
+                Substituted::Text(text) => self.node(Content::Text(text)).out_of_sight(),
                 Substituted::Vanished(why) => self.node(Content::Vanished(why)),
             }),
             other => self.content(other, path, place),
@@ -218,7 +219,7 @@ impl Resolver<'_> {
         };
         match name {
             "$env" => Ok(match self.environment.get(&argument) {
-                Some(value) => self.node(Content::Text(value.trim().to_owned())),
+                Some(value) => self.node(Content::Text(value.trim().to_owned())).out_of_sight(),
                 None => self.node(Content::Vanished(Vanished(
                     format!("environment variable {shown} is not set").into(),
                 ))),
@@ -227,7 +228,9 @@ impl Resolver<'_> {
                 self.count_file().map_err(fail)?;
                 let text = read_text(&place.directory.join(&argument))
                     .map_err(|cause| fail(format!("failed to read file {shown}, {cause}")))?;
-                Ok(self.node(Content::Text(text.trim_end().to_owned())))
+                Ok(self
+                    .node(Content::Text(text.trim_end().to_owned()))
+                    .out_of_sight())
             }
             "$include" => self.include(&argument, shown, path, place),
             unknown => Err(fail(format!("unknown include {unknown}"))),

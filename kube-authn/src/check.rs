@@ -1,6 +1,6 @@
 //! `kube-authn check`: the clusters that a configuration gives, and everything that is wrong with it.
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{io::Write, process::ExitCode};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Args;
@@ -10,14 +10,13 @@ use kube_authn_core::{AuthMetadata, CaBundle, ClusterDetails, Problem, Secret, s
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::backend::Backend;
+use crate::{backend::Backend, config::Files};
 
 /// Reads the files in layers, later ones over earlier ones. Exits with 1 if anything is wrong.
 #[derive(Debug, Args)]
 pub(crate) struct Check {
-    /// A configuration file; repeat it for layers, the later one wins
-    #[arg(long = "config", value_name = "FILE", required = true, num_args = 1..)]
-    files: Vec<PathBuf>,
+    #[command(flatten)]
+    files: Files,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -46,7 +45,7 @@ struct Mistake {
 
 impl Check {
     pub(crate) async fn run(&self) -> ExitCode {
-        let report = match AppConfig::load(&self.files) {
+        let report = match AppConfig::load(&self.files.paths()) {
             Ok(config) => self.report(effective_config(&config).await, Backend::read(&config)),
             Err(invalid) => Report {
                 errors: mistakes(invalid.problems),

@@ -11,8 +11,10 @@ use clap::{Parser, Subcommand};
 
 mod backend;
 mod check;
+mod config;
 mod keygen;
 mod listen;
+mod schedule;
 mod serve;
 
 /// Reach every Kubernetes cluster as the right identity.
@@ -27,8 +29,12 @@ struct Arguments {
 enum Command {
     /// Print the clusters that a configuration gives, and everything that is wrong with it
     Check(check::Check),
+    /// Print the merged configuration, and where each value comes from
+    Config(config::Config),
     /// Print a new key for kubeAuthn.encryption.keys
     Keygen(keygen::Keygen),
+    /// Print what the text of a schedule means: its seconds, or its next five times
+    Schedule(schedule::Schedule),
     /// Serve the token API, the Kubernetes proxy and the cluster list over HTTP
     Serve(serve::Serve),
 }
@@ -55,7 +61,9 @@ fn main() -> ExitCode {
     runtime.block_on(async {
         match arguments.command {
             Command::Check(check) => check.run().await,
+            Command::Config(config) => config.run(),
             Command::Keygen(keygen) => keygen.run(),
+            Command::Schedule(schedule) => schedule.run(),
             Command::Serve(serve) => serve.run().await,
         }
     })

@@ -14,15 +14,15 @@ use tokio::{
 use crate::{
     backend::Backend,
     check::error_line,
+    config::Files,
     listen::{Listener, socket::raise_file_limit, tls::Certificate},
 };
 
 /// Reads the files in layers, later ones over earlier ones, and serves until SIGTERM or Ctrl-C.
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// A configuration file; repeat it for layers, the later one wins
-    #[arg(long = "config", value_name = "FILE", required = true, num_args = 1..)]
-    files: Vec<PathBuf>,
+    #[command(flatten)]
+    files: Files,
     /// How long requests and streams may take to finish when the program is told to stop; told twice, it stops at once
     #[arg(long, value_name = "SECONDS", default_value_t = DRAIN_SECONDS)]
     drain: u64,
@@ -77,7 +77,8 @@ impl Serve {
     }
 
     async fn start(&self) -> Result<(Service, Listener), Refusal> {
-        let config = AppConfig::load(&self.files).map_err(|invalid| Refusal::Problems(invalid.problems))?;
+        let config =
+            AppConfig::load(&self.files.paths()).map_err(|invalid| Refusal::Problems(invalid.problems))?;
         let backend = match Backend::read(&config) {
             Ok(backend) => backend,
             Err(invalid) => {
@@ -97,7 +98,7 @@ impl Serve {
         }
         let listener = Listener::bind(&backend.listen, backend.certificate.clone()).await?;
         if let Some(certificate) = backend.certificate {
-            tokio::spawn(reload(certificate, self.files.clone()));
+            tokio::spawn(reload(certificate, self.files.paths()));
         }
         Ok((service, listener))
     }

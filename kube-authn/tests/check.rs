@@ -339,7 +339,6 @@ fn wrong_usage_is_2() {
     let place = Place::new(&[("app-config.yaml", "")]);
     for arguments in [
         &[][..],
-        &["check"],
         &["check", "--config"],
         &["check", "app-config.yaml"],
         &["check", "--config", "app-config.yaml", "--yaml"],

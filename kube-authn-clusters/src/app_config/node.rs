@@ -9,6 +9,8 @@ use serde_json::{Number, Value};
 pub(crate) struct Node {
     pub(crate) content: Content,
     pub(crate) file: Arc<str>,
+    /// Whether the value, or a part of it, came from a variable or from a file of its own: it may be a secret.
+    pub(crate) from_outside: bool,
 }
 
 /// What stands in the file, after substitution.
@@ -37,24 +39,38 @@ impl Node {
         Self {
             content,
             file: file.clone(),
+            from_outside: false,
+        }
+    }
+
+    /// Says that who reads the file does not see the value there.
+    pub(crate) fn out_of_sight(self) -> Self {
+        Self {
+            from_outside: true,
+            ..self
         }
     }
 
     /// This value laid over a lower one.
     pub(crate) fn over(self, lower: Self) -> Self {
-        let Self { content, file } = self;
+        let Self {
+            content,
+            file,
+            from_outside,
+        } = self;
         let content = match (content, lower.content) {
             (Content::Map(upper), Content::Map(lower)) => Content::Map(merge(upper, lower)),
             (Content::Vanished(why), Content::Null | Content::Vanished(_)) => Content::Vanished(why),
             (Content::Vanished(_), content) => {
-                return Self {
-                    content,
-                    file: lower.file,
-                };
+                return Self { content, ..lower };
             }
             (content, _) => content,
         };
-        Self { content, file }
+        Self {
+            content,
+            file,
+            from_outside,
+        }
     }
 
     /// Whether the value reads as absent.

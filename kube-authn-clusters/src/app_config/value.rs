@@ -12,8 +12,8 @@ use super::node::{Content, Node};
 /// `null` reads as absent. The error texts are Backstage's. `Debug` shows the place and no value.
 #[derive(Clone)]
 pub struct ConfigValue<'a> {
-    node: Option<&'a Node>,
-    key: String,
+    pub(super) node: Option<&'a Node>,
+    pub(super) key: String,
     file: &'a str,
 }
 
@@ -67,7 +67,7 @@ impl<'a> ConfigValue<'a> {
     }
 
     /// The keys of an object, also those without a value.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &'a str> {
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> {
         let entries = match self.node.map(|node| &node.content) {
             Some(Content::Map(entries)) => Some(entries),
             _ => None,
@@ -200,8 +200,16 @@ impl<'a> ConfigValue<'a> {
         (0..items.len()).map(|index| self.element(index)).collect()
     }
 
+    /// How many elements a list has; 0 for anything else.
+    pub fn length(&self) -> usize {
+        match self.node.map(|node| &node.content) {
+            Some(Content::List { items, .. }) => items.len(),
+            _ => 0,
+        }
+    }
+
     /// The place of an element of a list.
-    pub(crate) fn element(&self, index: usize) -> Self {
+    pub fn element(&self, index: usize) -> Self {
         let node = match self.node.map(|node| &node.content) {
             Some(Content::List { items, .. }) => items.get(index),
             _ => None,
@@ -318,7 +326,7 @@ impl<'a> ConfigValue<'a> {
         name.unwrap_or(self.file)
     }
 
-    fn vanished(&self) -> Option<&'a str> {
+    pub(super) fn vanished(&self) -> Option<&'a str> {
         match self.node.map(|node| &node.content) {
             Some(Content::Vanished(why)) => Some(&why.0),
             _ => None,
