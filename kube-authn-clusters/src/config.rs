@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use async_trait::async_trait;
 use kube_authn_core::{
     AuthMetadata, ClusterBuilder, ClusterDetails, ClusterLocator, ClusterStamp, CustomResource, Located,
-    Problem, Result, Secret,
+    Problem, Result, Secret, StrategyOptions,
 };
 
 use crate::{AppConfig, ConfigValue, findings::Findings, transport_rules};
@@ -216,10 +216,25 @@ impl<'a> ClusterReader<'a> {
         if token.is_none() && provider == "serviceAccount" {
             self.refuse_token_of_any_layer(name);
         }
-        let builder = builder.auth_metadata(metadata);
+        let builder = builder.auth_metadata(metadata).options(self.options());
         match token {
             Some(token) => builder.service_account_token(token),
             None => builder,
+        }
+    }
+
+    /// The block `kubeAuthn` of the cluster. The strategies check what is in it.
+    fn options(&mut self) -> StrategyOptions {
+        let block = self.value.child(OPTIONS);
+        let there = block.unvanished().and_then(ConfigValue::optional_object);
+        if self.findings.keep(there.map(|block| block.is_some())) != Some(true) {
+            return StrategyOptions::default();
+        }
+        self.findings.extend(block.unknown_keys(&OPTION_KEYS));
+        self.findings.extend(block.all_vanished());
+        match block.json() {
+            Some(serde_json::Value::Object(block)) => StrategyOptions::new(block),
+            _ => StrategyOptions::default(),
         }
     }
 
@@ -337,6 +352,18 @@ fn objects<'a>(list: &ConfigValue<'a>) -> Vec<ConfigValue<'a>> {
 
 const AUTH_METADATA: &str = "authMetadata";
 const SERVICE_ACCOUNT_TOKEN: &str = "serviceAccountToken";
+
+/// Our own block of a cluster, and the strategies' keys in it.
+const OPTIONS: &str = "kubeAuthn";
+const OPTION_KEYS: [&str; 7] = [
+    "aws",
+    "azure",
+    "clientCertificate",
+    "exec",
+    "googleServiceAccount",
+    "impersonation",
+    "tokenRequest",
+];
 
 /// Metadata keys of `@backstage/plugin-kubernetes-common`.
 const AUTH_PROVIDER: &str = "kubernetes.io/auth-provider";

@@ -12,11 +12,13 @@ use crate::{Error, ErrorKind, Secret};
 
 mod builder;
 mod metadata;
+mod options;
 mod server_url;
 mod trust;
 
 pub use builder::{ClusterBuilder, InvalidCluster};
 pub use metadata::{AuthMetadata, CustomResource, Dashboard};
+pub use options::StrategyOptions;
 pub use server_url::ServerUrl;
 pub use trust::{CaBundle, TlsTrust, parse_ca};
 
@@ -43,6 +45,7 @@ struct Content {
     auth_provider: String,
     auth_metadata: AuthMetadata,
     service_account_token: Option<Secret>,
+    options: StrategyOptions,
     skip_metrics_lookup: Option<bool>,
     dashboard: Dashboard,
     custom_resources: Option<Vec<CustomResource>>,
@@ -162,6 +165,11 @@ impl ClusterDetails {
     /// The token of strategy `serviceAccount` from the configuration.
     pub fn service_account_token(&self) -> Option<&Secret> {
         self.0.content.service_account_token.as_ref()
+    }
+
+    /// Settings of strategies that Backstage has no keys for.
+    pub fn options(&self) -> &StrategyOptions {
+        &self.0.content.options
     }
 
     /// Whether a front end should not ask this cluster for metrics; `None` if the configuration says nothing.

@@ -61,7 +61,7 @@ pub use self::{
     clock::{Clock, ManualClock, SystemClock},
     cluster::{
         AuthMetadata, CaBundle, ClusterBuilder, ClusterDetails, ClusterName, ClusterStamp, CustomResource,
-        Dashboard, InvalidCluster, ServerUrl, TlsTrust, UpstreamKey, parse_ca,
+        Dashboard, InvalidCluster, ServerUrl, StrategyOptions, TlsTrust, UpstreamKey, parse_ca,
     },
     credential::{ClientCertificate, Credential, strip_identity},
     error::{Error, ErrorKind, Problem, Result},

@@ -346,3 +346,30 @@ fn line_break_in_a_cluster_name_never_becomes_a_cluster_or_a_line_of_the_log() {
         }
     }
 }
+
+#[test]
+fn options_of_strategies_are_kept_and_a_mistyped_one_is_named() {
+    let kept = with_keys("kubeAuthn: { exec: { command: /bin/x }, clientCertificate: { keyData: k } }");
+    let options = kept.clusters[0].options();
+    assert_eq!(options.get("exec"), Some(&json!({ "command": "/bin/x" })));
+    assert_eq!(
+        options.secret("clientCertificate.keyData"),
+        Some(&Secret::new("k"))
+    );
+
+    let refused = with_keys("kubeAuthn: { tokenRequests: {}, aws: { region: '${GONE}' } }");
+    let messages: Vec<_> = refused
+        .problems
+        .iter()
+        .map(|problem| problem.message.as_str())
+        .collect();
+    assert!(refused.clusters.is_empty());
+    assert!(
+        messages[0].contains("kubeAuthn.tokenRequests': did you mean 'tokenRequest'?"),
+        "{messages:?}"
+    );
+    assert!(
+        messages[1].contains("environment variable GONE is not set"),
+        "{messages:?}"
+    );
+}

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     AuthMetadata, CaBundle, ClusterDetails, ClusterName, Content, CustomResource, Dashboard, ServerUrl,
-    TlsTrust,
+    StrategyOptions, TlsTrust,
     trust::{parse_ca, read_ca_file},
 };
 use crate::{Error, ErrorKind, Problem, Secret};
@@ -24,6 +24,7 @@ pub struct ClusterBuilder {
     skip_tls_verify: bool,
     auth_metadata: AuthMetadata,
     service_account_token: Option<Secret>,
+    options: StrategyOptions,
     skip_metrics_lookup: Option<bool>,
     dashboard: Dashboard,
     custom_resources: Option<Vec<CustomResource>>,
@@ -49,6 +50,7 @@ impl ClusterBuilder {
             skip_tls_verify: false,
             auth_metadata: AuthMetadata::default(),
             service_account_token: None,
+            options: StrategyOptions::default(),
             skip_metrics_lookup: None,
             dashboard: Dashboard::default(),
             custom_resources: None,
@@ -101,6 +103,12 @@ impl ClusterBuilder {
     /// The token of strategy `serviceAccount`.
     pub fn service_account_token(mut self, token: Secret) -> Self {
         self.service_account_token = Some(token);
+        self
+    }
+
+    /// Settings of strategies that Backstage has no keys for.
+    pub fn options(mut self, options: StrategyOptions) -> Self {
+        self.options = options;
         self
     }
 
@@ -160,6 +168,7 @@ impl ClusterBuilder {
                     auth_provider: self.auth_provider,
                     auth_metadata: self.auth_metadata,
                     service_account_token: self.service_account_token,
+                    options: self.options,
                     skip_metrics_lookup: self.skip_metrics_lookup,
                     dashboard: self.dashboard,
                     custom_resources: self.custom_resources,
