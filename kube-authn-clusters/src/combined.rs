@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use kube_authn_core::{ClusterLocator, Located, Problem, Result};
 
 use crate::{
-    AppConfig, ConfigLocator, ConfigValue, LocalKubectlProxyLocator,
+    AppConfig, ConfigLocator, ConfigValue, KubeconfigLocator, LocalKubectlProxyLocator,
     config::{Source, locator_methods},
     findings::Findings,
     transport_rules,
@@ -77,6 +77,11 @@ impl CombinedLocator {
                 }
                 Some(LocalKubectlProxyLocator::NAME) => {
                     self.locators.push(Arc::new(LocalKubectlProxyLocator::new()));
+                }
+                Some(KubeconfigLocator::NAME) => {
+                    if let Some(locator) = KubeconfigLocator::read(&method, findings) {
+                        self.locators.push(Arc::new(locator));
+                    }
                 }
                 Some(other) => findings.push(place.problem(unsupported(other))),
                 None => {}

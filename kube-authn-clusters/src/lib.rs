@@ -9,6 +9,7 @@ mod config;
 mod effective;
 mod findings;
 mod kube_authn;
+mod kubeconfig;
 mod local_kubectl_proxy;
 mod login;
 mod schedule;
@@ -26,6 +27,7 @@ pub use self::{
     config::ConfigLocator,
     effective::EffectiveConfig,
     kube_authn::{EncryptionKey, KubeAuthnConfig, StoreConfig},
+    kubeconfig::KubeconfigLocator,
     local_kubectl_proxy::LocalKubectlProxyLocator,
     login::{ExposeToken, Logins},
     schedule::{Cadence, CronPattern, Schedule},

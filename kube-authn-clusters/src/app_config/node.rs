@@ -44,11 +44,46 @@ impl Node {
     }
 
     /// Says that who reads the file does not see the value there.
-    pub(crate) fn out_of_sight(self) -> Self {
-        Self {
-            from_outside: true,
-            ..self
-        }
+    pub(crate) fn out_of_sight(mut self) -> Self {
+        self.from_outside = true;
+        self.content = match self.content {
+            Content::Map(entries) => Content::Map(
+                entries
+                    .into_iter()
+                    .map(|(key, node)| (key, node.out_of_sight()))
+                    .collect(),
+            ),
+            Content::List { items, dropped } => Content::List {
+                items: items.into_iter().map(Self::out_of_sight).collect(),
+                dropped,
+            },
+            scalar => scalar,
+        };
+        self
+    }
+
+    /// A value without substitutions.
+    pub(crate) fn of_json(value: Value, file: &Arc<str>) -> Self {
+        let content = match value {
+            Value::Null => Content::Null,
+            Value::Bool(value) => Content::Bool(value),
+            Value::Number(number) => Content::Number(number),
+            Value::String(text) => Content::Text(text),
+            Value::Array(values) => Content::List {
+                items: values
+                    .into_iter()
+                    .map(|value| Self::of_json(value, file))
+                    .collect(),
+                dropped: Vec::new(),
+            },
+            Value::Object(entries) => Content::Map(
+                entries
+                    .into_iter()
+                    .map(|(key, value)| (key, Self::of_json(value, file)))
+                    .collect(),
+            ),
+        };
+        Self::new(content, file)
     }
 
     /// This value laid over a lower one.

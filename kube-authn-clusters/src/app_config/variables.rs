@@ -53,27 +53,9 @@ fn put(mut level: &mut BTreeMap<String, Node>, key: &str, value: &str) -> Result
             "Failed to parse JSON-serialized config value for key '{key}', Error: value may not be null"
         ));
     }
-    level.insert((*last).to_owned(), of_json(value));
+    let file = Arc::from(FILE);
+    level.insert((*last).to_owned(), Node::of_json(value, &file).out_of_sight());
     Ok(())
-}
-
-fn of_json(value: Value) -> Node {
-    node(match value {
-        Value::Null => Content::Null,
-        Value::Bool(value) => Content::Bool(value),
-        Value::Number(number) => Content::Number(number),
-        Value::String(text) => Content::Text(text),
-        Value::Array(values) => Content::List {
-            items: values.into_iter().map(of_json).collect(),
-            dropped: Vec::new(),
-        },
-        Value::Object(entries) => Content::Map(
-            entries
-                .into_iter()
-                .map(|(key, value)| (key, of_json(value)))
-                .collect(),
-        ),
-    })
 }
 
 fn node(content: Content) -> Node {
