@@ -1,14 +1,15 @@
 //! All locators of `kubernetes.clusterLocatorMethods`, in their order.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use kube_authn_core::{ClusterLocator, Located, Problem, Result};
 
 use crate::{
-    AppConfig, ConfigLocator, ConfigValue, KubeconfigLocator, LocalKubectlProxyLocator,
+    AppConfig, Cadence, ConfigLocator, ConfigValue, KubeconfigLocator, LocalKubectlProxyLocator, Outside,
     config::{Source, locator_methods},
     findings::Findings,
+    refreshing::RefreshingLocator,
     transport_rules,
 };
 
@@ -33,13 +34,13 @@ impl CombinedLocator {
     /// The locators of the block `kubernetes`. What is wrong with the block is among the problems of `locate`.
     ///
     /// Without the block there are no clusters, and a warning.
-    pub fn from_config(config: &AppConfig) -> Self {
+    pub fn from_config(config: &AppConfig, outside: &Outside) -> Self {
         let mut combined = Self::new();
         let mut findings = Findings::default();
         let block = config.value("kubernetes");
         let there = block.unvanished().and_then(ConfigValue::optional_object);
         match findings.keep(there.map(|block| block.is_some())) {
-            Some(true) => combined.read(config, &block, &mut findings),
+            Some(true) => combined.read(config, &block, outside, &mut findings),
             Some(false) => {
                 findings.warn("Failed to initialize kubernetes backend: valid kubernetes config is missing");
             }
@@ -56,7 +57,13 @@ impl CombinedLocator {
         self
     }
 
-    fn read(&mut self, config: &AppConfig, block: &ConfigValue<'_>, findings: &mut Findings) {
+    fn read(
+        &mut self,
+        config: &AppConfig,
+        block: &ConfigValue<'_>,
+        outside: &Outside,
+        findings: &mut Findings,
+    ) {
         service_locator(block, findings);
         let continue_on_error = block.child("clusterLocatorContinueOnError").optional_bool();
         self.continue_on_error = findings.keep(continue_on_error).flatten().unwrap_or(false);
@@ -68,24 +75,70 @@ impl CombinedLocator {
             let Some(method) = findings.keep(method) else {
                 continue;
             };
-            let place = method.child("type");
-            match findings.keep(place.string()) {
-                Some(ConfigLocator::NAME) => {
-                    let locator = ConfigLocator::new(config, &method);
-                    self.sources.extend_from_slice(locator.sources());
-                    self.locators.push(Arc::new(locator));
-                }
-                Some(LocalKubectlProxyLocator::NAME) => {
-                    self.locators.push(Arc::new(LocalKubectlProxyLocator::new()));
-                }
-                Some(KubeconfigLocator::NAME) => {
-                    if let Some(locator) = KubeconfigLocator::read(&method, findings) {
-                        self.locators.push(Arc::new(locator));
-                    }
-                }
-                Some(other) => findings.push(place.problem(unsupported(other))),
-                None => {}
+            self.add(config, &method, outside, findings);
+        }
+    }
+
+    fn add(
+        &mut self,
+        config: &AppConfig,
+        method: &ConfigValue<'_>,
+        outside: &Outside,
+        findings: &mut Findings,
+    ) {
+        let place = method.child("type");
+        let Some(kind) = findings.keep(place.string()) else {
+            return;
+        };
+        match kind {
+            ConfigLocator::NAME => {
+                let locator = ConfigLocator::new(config, method);
+                self.sources.extend_from_slice(locator.sources());
+                self.locators.push(Arc::new(locator));
             }
+            LocalKubectlProxyLocator::NAME => {
+                self.locators.push(Arc::new(LocalKubectlProxyLocator::new()));
+            }
+            KubeconfigLocator::NAME => {
+                let locator = KubeconfigLocator::read(method, findings);
+                self.refreshed(locator, method, KUBECONFIG_SECONDS, findings);
+            }
+            #[cfg(feature = "catalog")]
+            crate::CatalogLocator::NAME if outside.catalog.is_some() => {
+                let catalog = outside.catalog.clone();
+                let locator =
+                    catalog.and_then(|catalog| crate::CatalogLocator::read(catalog, method, findings));
+                self.refreshed(locator, method, CATALOG_SECONDS, findings);
+            }
+            #[cfg(feature = "gke")]
+            crate::GkeLocator::NAME if outside.google.is_some() => {
+                let google = outside.google.clone();
+                let locator = google.and_then(|google| crate::GkeLocator::read(google, method, findings));
+                self.refreshed(locator, method, GKE_SECONDS, findings);
+            }
+            other => {
+                let _ = outside;
+                findings.push(place.problem(unsupported(other)));
+            }
+        }
+    }
+
+    /// Adds a locator that asks others, as often as its key `refresh` says.
+    fn refreshed(
+        &mut self,
+        locator: Option<impl ClusterLocator>,
+        method: &ConfigValue<'_>,
+        seconds: u64,
+        findings: &mut Findings,
+    ) {
+        let refresh = method.child("refresh");
+        let cadence = match refresh.is_absent() {
+            true => Ok(Cadence::Every(Duration::from_secs(seconds))),
+            false => Cadence::read(&refresh),
+        };
+        if let (Some(locator), Some(cadence)) = (locator, findings.keep(cadence)) {
+            self.locators
+                .push(Arc::new(RefreshingLocator::new(locator, cadence)));
         }
     }
 
@@ -156,11 +209,20 @@ fn service_locator(block: &ConfigValue<'_>, findings: &mut Findings) {
 
 fn unsupported(locator: &str) -> String {
     let hint = match locator {
-        "catalog" | "gke" => " (this version does not have it: list the clusters under type config)",
+        "catalog" | "gke" => " (this program is built without it, or brings nobody to ask)",
         _ => "",
     };
     format!("Unsupported kubernetes.clusterLocatorMethods: \"{locator}\"{hint}")
 }
+
+/// A kubeconfig costs a millisecond to read.
+const KUBECONFIG_SECONDS: u64 = 5;
+/// Backstage asks with every request; a new cluster may be a minute late.
+#[cfg(feature = "catalog")]
+const CATALOG_SECONDS: u64 = 60;
+/// As Backstage.
+#[cfg(feature = "gke")]
+const GKE_SECONDS: u64 = 3_600;
 
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,8 @@
 use kube_authn_core::{ClusterDetails, ClusterLocator, Error, Problem};
 
 use crate::{
-    AppConfig, CLUSTER_AUTH, CombinedLocator, InvalidConfig, KubeAuthnConfig, Logins, findings::Findings,
+    AppConfig, CLUSTER_AUTH, CombinedLocator, InvalidConfig, KubeAuthnConfig, Logins, Outside,
+    findings::Findings,
 };
 
 /// What is in force: clusters that can be used, how users log in to them, and everything that is wrong or doubtful.
@@ -26,7 +27,12 @@ pub struct EffectiveConfig {
 impl EffectiveConfig {
     /// Reads all blocks and reports all their problems in one go. Never fails: what is wrong is in `problems`.
     pub async fn read(config: &AppConfig) -> Self {
-        let locator = CombinedLocator::from_config(config);
+        Self::read_with(config, &Outside::default()).await
+    }
+
+    /// As [`EffectiveConfig::read`], with parties that locators ask.
+    pub async fn read_with(config: &AppConfig, outside: &Outside) -> Self {
+        let locator = CombinedLocator::from_config(config, outside);
         let mut findings = Findings::default();
         let clusters = match locator.locate().await {
             Ok(located) => {

@@ -4,18 +4,28 @@
 mod app_config;
 mod backend;
 mod callers;
+#[cfg(feature = "catalog")]
+mod catalog;
 mod combined;
 mod config;
 mod effective;
 mod findings;
+#[cfg(feature = "gke")]
+mod gke;
 mod kube_authn;
 mod kubeconfig;
 mod local_kubectl_proxy;
 mod login;
+mod outside;
+mod refreshing;
 mod schedule;
 mod substitution;
 mod transport_rules;
 
+#[cfg(feature = "catalog")]
+pub use self::catalog::{BackstageCatalog, CatalogLocator};
+#[cfg(feature = "gke")]
+pub use self::gke::{GkeLocator, GoogleApi};
 pub use jiff;
 pub use url;
 
@@ -30,6 +40,7 @@ pub use self::{
     kubeconfig::KubeconfigLocator,
     local_kubectl_proxy::LocalKubectlProxyLocator,
     login::{ExposeToken, Logins},
+    outside::Outside,
     schedule::{Cadence, CronPattern, Schedule},
 };
 

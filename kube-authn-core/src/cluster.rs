@@ -10,12 +10,14 @@ use std::{
 
 use crate::{Error, ErrorKind, Secret};
 
+mod address;
 mod builder;
 mod metadata;
 mod options;
 mod server_url;
 mod trust;
 
+pub use address::is_public_address;
 pub use builder::{ClusterBuilder, InvalidCluster};
 pub use metadata::{AuthMetadata, CustomResource, Dashboard};
 pub use options::StrategyOptions;
@@ -50,6 +52,7 @@ struct Content {
     dashboard: Dashboard,
     custom_resources: Option<Vec<CustomResource>>,
     insecure_user_credentials: bool,
+    only_public_addresses: bool,
 }
 
 /// A number that stands for one content of one cluster in this process; a reload with equal content keeps it.
@@ -115,6 +118,8 @@ pub struct UpstreamKey {
     pub origin: Arc<str>,
     /// Whose certificates are accepted.
     pub trust: TlsTrust,
+    /// Whether connections are opened to public addresses alone.
+    pub only_public_addresses: bool,
 }
 impl ClusterDetails {
     /// Starts a description of a cluster: its name and the base URL of its API server (`scheme://host[:port][/path]`).
@@ -192,6 +197,11 @@ impl ClusterDetails {
         self.0.content.insecure_user_credentials
     }
 
+    /// Whether connections are opened to public addresses alone, whatever the server's name resolves to.
+    pub fn only_public_addresses(&self) -> bool {
+        self.0.content.only_public_addresses
+    }
+
     /// Whether what travels to this cluster is protected: https with verification, or a loopback address.
     pub fn is_transport_protected(&self) -> bool {
         let content = &self.0.content;
@@ -225,6 +235,7 @@ impl ClusterDetails {
         let upstream_key = UpstreamKey {
             origin: content.server.origin().into(),
             trust: content.trust.clone(),
+            only_public_addresses: content.only_public_addresses,
         };
         Self(Arc::new(Inner {
             stamp: ClusterStamp::next(),

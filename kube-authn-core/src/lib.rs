@@ -20,6 +20,7 @@ mod principal;
 mod provider;
 mod registry;
 mod secret;
+mod source;
 mod store;
 #[cfg(feature = "upstream")]
 pub mod tls;
@@ -48,7 +49,7 @@ pub use {kube, tower};
 #[cfg(feature = "client")]
 pub use self::kube_client::PrincipalService;
 #[cfg(feature = "upstream")]
-pub use self::transport::{MAX_RESPONSE_BYTES, Transport};
+pub use self::transport::{MAX_RESPONSE_BYTES, Transport, resolves_to_public_addresses};
 #[cfg(feature = "upstream")]
 pub use self::{
     access::{ClusterAccess, SentAuditId},
@@ -61,7 +62,8 @@ pub use self::{
     clock::{Clock, ManualClock, SystemClock},
     cluster::{
         AuthMetadata, CaBundle, ClusterBuilder, ClusterDetails, ClusterName, ClusterStamp, CustomResource,
-        Dashboard, InvalidCluster, ServerUrl, StrategyOptions, TlsTrust, UpstreamKey, parse_ca,
+        Dashboard, InvalidCluster, ServerUrl, StrategyOptions, TlsTrust, UpstreamKey, is_public_address,
+        parse_ca,
     },
     credential::{ClientCertificate, Credential, strip_identity},
     error::{Error, ErrorKind, Problem, Result},
@@ -71,6 +73,7 @@ pub use self::{
     provider::{CredentialRequest, CredentialScope, KubernetesAuthProvider, Metadata, RequestAuth},
     registry::ProviderRegistry,
     secret::Secret,
+    source::{AccessTokenSource, EntityReader},
     store::{Expected, LoginEvent, LoginEvents, Sealer, TokenStore},
     token::{
         KeyId, LoginHandle, LoginId, LoginMetadata, RefreshMark, Revision, Token, TokenKey, TokenRecord,

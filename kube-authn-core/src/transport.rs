@@ -151,6 +151,18 @@ impl Transport {
     }
 }
 
+/// Whether all addresses of a host name are public now. That may change with the next question: connections to a cluster
+/// with [`only_public_addresses`](crate::ClusterDetails::only_public_addresses) are looked at again when they are made.
+///
+/// # Errors
+/// If the name does not resolve.
+pub async fn resolves_to_public_addresses(host: &str) -> std::io::Result<bool> {
+    let mut addresses = timeout_at(Instant::now() + CONNECT_TIMEOUT, lookup_host((host, 0)))
+        .await
+        .map_err(|_| std::io::ErrorKind::TimedOut)??;
+    Ok(addresses.all(|address| crate::is_public_address(address.ip())))
+}
+
 impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Transport")

@@ -261,7 +261,7 @@ impl Upstream {
         }
         let trust = Trust::new(options.provider.clone(), cluster.trust().clone(), certificate);
         let connector = Arc::new(Connector::new(
-            cluster.server(),
+            cluster,
             trust,
             options.connect_timeout,
             options.count.clone(),

@@ -936,3 +936,32 @@ async fn server_that_closes_after_every_answer_costs_no_error() {
 
     assert_eq!(server.accepted(), 80);
 }
+
+#[tokio::test]
+async fn cluster_of_public_addresses_is_never_reached_at_another_one_whatever_its_name_says() {
+    let ca = Ca::new();
+    let server = Server::start(ca.server(&[H2, H1]), echo_identity).await;
+    // The name is looked up when it is connected to, so what it said before makes no difference.
+    let listed = ClusterDetails::builder("a", format!("https://localhost:{}", server.address.port()))
+        .auth_provider("test")
+        .ca_pem(ca.pem())
+        .only_public_addresses(true)
+        .build()
+        .expect("a cluster");
+    for lane in [Lane::Http2, Lane::Http1] {
+        let (access, request) = one(listed.clone(), lane);
+        for http in [get("/"), get("/?watch=true"), upgrade("/exec")] {
+            let error = access.send(&request, http).await.expect_err("refused");
+
+            assert_eq!(
+                (error.kind(), error.is_retryable()),
+                (ErrorKind::UpstreamUnreachable, false)
+            );
+            assert!(
+                error.to_string().contains("resolves to a non-public address"),
+                "{error}"
+            );
+        }
+    }
+    assert_eq!(server.accepted(), 0);
+}

@@ -5,7 +5,7 @@ use crate::Environment;
 
 fn combined(yaml: &str) -> CombinedLocator {
     let config = AppConfig::from_texts(&[("app-config.yaml", yaml)], &Environment::of::<&str, &str>([]));
-    CombinedLocator::from_config(&config.expect("a configuration"))
+    CombinedLocator::from_config(&config.expect("a configuration"), &Outside::default())
 }
 
 async fn located(yaml: &str) -> Located {
@@ -97,7 +97,7 @@ async fn settings_of_the_block_have_the_peers_texts() {
         (
             "kubernetes: { clusterLocatorMethods: [{ type: gke }] }".to_owned(),
             "kubernetes.clusterLocatorMethods[0].type",
-            "Unsupported kubernetes.clusterLocatorMethods: \"gke\" (this version does not have it: list the clusters under type config)",
+            "Unsupported kubernetes.clusterLocatorMethods: \"gke\" (this program is built without it, or brings nobody to ask)",
         ),
         (
             "kubernetes: { clusterLocatorMethods: [{ type: config }] }".to_owned(),

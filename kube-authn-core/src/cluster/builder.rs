@@ -29,6 +29,7 @@ pub struct ClusterBuilder {
     dashboard: Dashboard,
     custom_resources: Option<Vec<CustomResource>>,
     insecure_user_credentials: bool,
+    only_public_addresses: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -55,6 +56,7 @@ impl ClusterBuilder {
             dashboard: Dashboard::default(),
             custom_resources: None,
             insecure_user_credentials: false,
+            only_public_addresses: false,
         }
     }
 
@@ -136,6 +138,13 @@ impl ClusterBuilder {
         self
     }
 
+    /// Opens connections to public addresses alone: for clusters that somebody else than the operator lists. Each address
+    /// is looked at when it is about to be connected to, so a name that changes its mind leads nowhere.
+    pub fn only_public_addresses(mut self, only: bool) -> Self {
+        self.only_public_addresses = only;
+        self
+    }
+
     /// The cluster, if everything about it can work.
     ///
     /// # Errors
@@ -173,6 +182,7 @@ impl ClusterBuilder {
                     dashboard: self.dashboard,
                     custom_resources: self.custom_resources,
                     insecure_user_credentials: self.insecure_user_credentials,
+                    only_public_addresses: self.only_public_addresses,
                 };
                 Ok(ClusterDetails::from_content(content, self.server))
             }

@@ -25,7 +25,7 @@ use super::{
     failure::Failure,
     trust::{HTTP2, Settings, Trust},
 };
-use crate::{Error, ErrorKind, Result, ServerUrl};
+use crate::{ClusterDetails, Error, ErrorKind, Result, is_public_address};
 
 /// Makes connections to one API server.
 #[derive(Debug)]
@@ -35,6 +35,7 @@ pub(crate) struct Connector {
     /// `None` for `http://`.
     tls: Option<(ServerName<'static>, Arc<Trust>)>,
     timeout: Duration,
+    only_public: bool,
     count: Arc<Count>,
 }
 
@@ -58,11 +59,12 @@ impl Connector {
     /// # Errors
     /// `ConfigInvalid` if the host can stand in no certificate.
     pub(crate) fn new(
-        server: &ServerUrl,
+        cluster: &ClusterDetails,
         trust: Arc<Trust>,
         timeout: Duration,
         count: Arc<Count>,
     ) -> Result<Self> {
+        let server = cluster.server();
         let host = server.host().to_owned();
         let tls = match server.is_https() {
             false => None,
@@ -82,6 +84,7 @@ impl Connector {
             port: server.port(),
             tls,
             timeout,
+            only_public: cluster.only_public_addresses(),
             count,
         })
     }
@@ -148,6 +151,9 @@ impl Connector {
         let addresses: Vec<SocketAddr> = resolved
             .map_err(|error| Failure::Resolve(Arc::new(error)))?
             .collect();
+        if self.only_public && !addresses.iter().all(|address| is_public_address(address.ip())) {
+            return Err(Failure::NotPublic);
+        }
         let mut failure = Failure::Resolve(Arc::new(io::ErrorKind::NotFound.into()));
         for (index, address) in addresses.iter().enumerate() {
             let left = deadline.saturating_duration_since(Instant::now());

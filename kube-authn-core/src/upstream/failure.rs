@@ -12,6 +12,8 @@ use crate::{ClusterDetails, Error, ErrorKind};
 pub(crate) enum Failure {
     #[error("the name does not resolve")]
     Resolve(#[source] Arc<io::Error>),
+    #[error("its name resolves to a non-public address, and this cluster may have public ones alone")]
+    NotPublic,
     #[error("{}", io_words(.0))]
     Connect(#[source] Arc<io::Error>),
     #[error("no connection within {0:?}")]
@@ -93,7 +95,7 @@ impl Failure {
         let (kind, retryable) = match &self {
             Self::Cut(error) | Self::Settings(error) => return error.clone().with_cluster(name),
             Self::ConnectTimeout(_) | Self::HeadTimeout(_) => (ErrorKind::Timeout, true),
-            Self::Tls(_) => (ErrorKind::UpstreamUnreachable, false),
+            Self::Tls(_) | Self::NotPublic => (ErrorKind::UpstreamUnreachable, false),
             Self::Http { source, .. } if source.is_timeout() => (ErrorKind::Timeout, true),
             Self::Http { source, .. } if source.is_user() => (ErrorKind::RequestInvalid, false),
             Self::Http { .. } | Self::Resolve(_) | Self::Connect(_) => (ErrorKind::UpstreamUnreachable, true),
