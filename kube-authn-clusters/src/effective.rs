@@ -32,7 +32,15 @@ impl EffectiveConfig {
 
     /// As [`EffectiveConfig::read`], with parties that locators ask.
     pub async fn read_with(config: &AppConfig, outside: &Outside) -> Self {
-        let locator = CombinedLocator::from_config(config, outside);
+        Self::with_locator(config, CombinedLocator::from_config(config, outside)).await
+    }
+
+    /// The same configuration with what its locators list now; those that are not due are not asked.
+    pub async fn again(&self, config: &AppConfig) -> Self {
+        Self::with_locator(config, self.locator.clone()).await
+    }
+
+    async fn with_locator(config: &AppConfig, locator: CombinedLocator) -> Self {
         let mut findings = Findings::default();
         let clusters = match locator.locate().await {
             Ok(located) => {

@@ -59,8 +59,7 @@ impl Caller {
     }
 }
 
-/// What an authenticator may look at.
-#[derive(Debug)]
+/// What an authenticator may look at. `Debug` shows the names of header lines and no value.
 #[non_exhaustive]
 pub struct CallerRequest<'a> {
     /// The request's header lines.
@@ -129,6 +128,15 @@ impl CallerRequest<'_> {
             (Some(line), None) => line.to_str().ok(),
             _ => None,
         }
+    }
+}
+
+impl fmt::Debug for CallerRequest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallerRequest")
+            .field("headers", &self.headers.keys())
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
     }
 }
 

@@ -24,9 +24,14 @@ pub async fn effective_config(config: &AppConfig) -> EffectiveConfig {
     effective
 }
 
+/// All blocks of the configuration, before any strategy has looked at its clusters.
+pub(crate) async fn read_effective(config: &AppConfig) -> EffectiveConfig {
+    EffectiveConfig::read(config).await
+}
+
 /// As [`effective_config`], for a program that knows its callers by itself.
 pub(crate) async fn effective_but_callers(config: &AppConfig) -> EffectiveConfig {
-    checked(EffectiveConfig::read(config).await, &default_registry(), true)
+    checked(read_effective(config).await, &default_registry(), true)
 }
 
 /// The users' logins: `kubeAuthn.store`, sealed with `kubeAuthn.encryption`. `None` if no cluster takes logins.
@@ -35,7 +40,7 @@ pub(crate) async fn effective_but_callers(config: &AppConfig) -> EffectiveConfig
 /// `ConfigInvalid` with all problems of the configuration, if clusters take logins and there is no key, or if the store's
 /// file cannot be opened; `Unavailable` or `Timeout` if the store does not answer.
 pub async fn vault(config: &AppConfig) -> Result<Option<TokenVault>> {
-    vault_of(&EffectiveConfig::read(config).await.into_valid()?).await
+    vault_of(&read_effective(config).await.into_valid()?).await
 }
 
 /// As [`vault`], of a configuration that was read already and is valid.
@@ -86,7 +91,7 @@ pub async fn cluster_access_with(
     vault: Option<TokenVault>,
     register: impl FnOnce(ProviderRegistry) -> ProviderRegistry,
 ) -> Result<ClusterAccess> {
-    access_of(EffectiveConfig::read(config).await, vault, register).map(|(access, _)| access)
+    access_of(read_effective(config).await, vault, register).map(|(access, _)| access)
 }
 
 /// As [`cluster_access_with`], of a configuration that was read already; with what of it is in force.
@@ -145,7 +150,7 @@ fn stream_grace(logins: &Logins) -> Option<Duration> {
 /// cannot be used.
 pub async fn login_verifier(config: &AppConfig, vault: &TokenVault, cluster: &str) -> Result<LoginVerifier> {
     // A setting that could not be read stands at its default, which may be laxer.
-    let effective = EffectiveConfig::read(config).await.into_valid()?;
+    let effective = read_effective(config).await.into_valid()?;
     let login = effective.logins.for_cluster(cluster).cloned().ok_or_else(|| {
         Error::new(
             ErrorKind::ConfigInvalid,
@@ -183,6 +188,12 @@ fn checked(
     effective
 }
 
+/// As the strategies that are in force see it.
+pub(crate) fn validated(effective: EffectiveConfig, registry: &ProviderRegistry) -> EffectiveConfig {
+    let without_vault = !registry.names().any(|name| name == ClusterAuthProvider::NAME);
+    checked(effective, registry, without_vault)
+}
+
 fn cluster_auth(vault: TokenVault, logins: &Logins) -> ClusterAuthProvider {
     let by_cluster: HashMap<String, LoginConfig> = logins
         .by_cluster()
@@ -196,7 +207,7 @@ fn cluster_auth(vault: TokenVault, logins: &Logins) -> ClusterAuthProvider {
     clippy::disallowed_methods,
     reason = "a named reader: KUBERNETES_SERVICE_HOST and _PORT of the pod"
 )]
-fn in_cluster(cluster: &ClusterDetails) -> Result<ClusterDetails> {
+pub(crate) fn in_cluster(cluster: &ClusterDetails) -> Result<ClusterDetails> {
     let env = |name: &str| std::env::var(name).ok();
     let found = ServiceAccountProvider::new().in_cluster(&env, cluster)?;
     Ok(found.unwrap_or_else(|| cluster.clone()))

@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod assemble;
+mod reload;
 mod service;
 
 pub use kube_authn_clusters;
@@ -11,4 +12,5 @@ pub use kube_authn_oidc;
 pub use kube_authn_providers;
 
 pub use self::assemble::{cluster_access, cluster_access_with, effective_config, login_verifier, vault};
+pub use self::reload::Reload;
 pub use self::service::{Service, service, service_for};

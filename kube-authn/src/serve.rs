@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
-use kube_authn::{Service, effective_config, service};
+use kube_authn::{Reload, Service, effective_config, service};
 use kube_authn_clusters::{AppConfig, BackendConfig, InvalidConfig};
 use kube_authn_core::{Error, ErrorKind, Problem, Result};
 use tokio::{
@@ -97,26 +97,61 @@ impl Serve {
             );
         }
         let listener = Listener::bind(&backend.listen, backend.certificate.clone()).await?;
-        if let Some(certificate) = backend.certificate {
-            tokio::spawn(reload(certificate, self.files.paths()));
-        }
+        let follow = Follow {
+            files: self.files.paths(),
+            certificate: backend.certificate,
+            reload: service.reload.clone(),
+        };
+        tokio::spawn(follow.run());
         Ok((service, listener))
     }
 }
 
-/// Looks at the configuration again and again, for the certificate alone: whoever renews it writes its file anew.
-async fn reload(certificate: Arc<Certificate>, files: Vec<PathBuf>) {
-    loop {
-        tokio::time::sleep(RELOAD_EVERY).await;
-        let files = files.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let config = AppConfig::load(&files)?;
-            BackendConfig::read(&config)
-        });
-        match read.await {
-            Ok(Ok(backend)) => certificate.renew(backend.certificate.as_ref()),
-            Ok(Err(invalid)) => certificate.not_read(&Error::from(invalid)),
-            Err(_) => return,
+/// Looks at the configuration again and again: whoever changes it, or renews the certificate, writes its file anew.
+struct Follow {
+    files: Vec<PathBuf>,
+    certificate: Option<Arc<Certificate>>,
+    reload: Reload,
+}
+
+impl Follow {
+    async fn run(self) {
+        let mut reported = String::new();
+        loop {
+            tokio::time::sleep(RELOAD_EVERY).await;
+            let outcome = self.look().await;
+            let text = outcome.err().map(|error| error.to_string()).unwrap_or_default();
+            if text != reported {
+                match text.is_empty() {
+                    true => tracing::warn!("the configuration can be used again"),
+                    false => tracing::warn!("the configuration is not taken over, the old one stays: {text}"),
+                }
+                reported = text;
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<()> {
+        let files = self.files.clone();
+        let read = tokio::task::spawn_blocking(move || AppConfig::load(&files)).await;
+        let read = read.map_err(|source| {
+            Error::new(ErrorKind::Unexpected, "reading the configuration broke off").with_source(source)
+        })?;
+        let config = read.inspect_err(|invalid| self.certificate_not_read(invalid.clone()))?;
+        match (&self.certificate, BackendConfig::read(&config)) {
+            (None, _) => {}
+            (Some(certificate), Ok(backend)) => certificate.renew(backend.certificate.as_ref()),
+            (Some(_), Err(invalid)) => self.certificate_not_read(invalid),
+        }
+        if self.reload.apply(&config).await? {
+            tracing::info!("the list of clusters changed");
+        }
+        Ok(())
+    }
+
+    fn certificate_not_read(&self, invalid: InvalidConfig) {
+        if let Some(certificate) = &self.certificate {
+            certificate.not_read(&Error::from(invalid));
         }
     }
 }
@@ -160,5 +195,5 @@ impl From<Error> for Refusal {
 
 /// Kubernetes kills a pod 30 s after it told it to stop.
 const DRAIN_SECONDS: u64 = 25;
-/// A renewed certificate overlaps with the old one for days; reading the files costs a millisecond.
-const RELOAD_EVERY: Duration = Duration::from_secs(5);
+/// Reading the files costs a millisecond, and whoever changes them waits for it.
+const RELOAD_EVERY: Duration = Duration::from_secs(2);

@@ -16,8 +16,9 @@ use kube_authn_http::{
 use kube_authn_oidc::IssuerClient;
 use kube_authn_providers::ClusterAuthProvider;
 
-use crate::assemble::{
-    access_of, crypto_provider, effective_but_callers, effective_config, vault_of, verifier,
+use crate::{
+    Reload,
+    assemble::{access_of, crypto_provider, effective_but_callers, effective_config, vault_of, verifier},
 };
 
 /// What `kube-authn serve` serves: all routes, and the state that their server asks when it stops.
@@ -32,6 +33,8 @@ pub struct Service {
     pub knows_callers: bool,
     /// The gateways that name callers (`trustedPeers`): they bring many people's connections, which are no single client's.
     pub gateways: Vec<PeerRange>,
+    /// Takes over what changed in the configuration.
+    pub reload: Reload,
 }
 
 /// The routes of an app-config: token API, Kubernetes proxy, cluster list, health. Call it once: with `metrics` it becomes
@@ -45,7 +48,7 @@ pub async fn service(config: &AppConfig, metrics: bool) -> Result<Service> {
     let effective = effective_config(config).await.into_valid()?;
     let callers = callers(&effective.kube_authn.callers)?;
     let gateways = gateways(&effective.kube_authn.callers);
-    let service = assembled(effective, callers, metrics).await?;
+    let service = assembled(config, effective, callers, metrics).await?;
     Ok(Service { gateways, ..service })
 }
 
@@ -55,6 +58,7 @@ pub async fn service(config: &AppConfig, metrics: bool) -> Result<Service> {
 /// As [`service`].
 pub async fn service_for(config: &AppConfig, callers: Callers, metrics: bool) -> Result<Service> {
     assembled(
+        config,
         effective_but_callers(config).await.into_valid()?,
         callers,
         metrics,
@@ -62,7 +66,12 @@ pub async fn service_for(config: &AppConfig, callers: Callers, metrics: bool) ->
     .await
 }
 
-async fn assembled(effective: EffectiveConfig, callers: Callers, metrics: bool) -> Result<Service> {
+async fn assembled(
+    config: &AppConfig,
+    effective: EffectiveConfig,
+    callers: Callers,
+    metrics: bool,
+) -> Result<Service> {
     let vault = vault_of(&effective).await?;
     let (access, effective) = access_of(effective, vault.clone(), |registry| registry)?;
 
@@ -78,15 +87,17 @@ async fn assembled(effective: EffectiveConfig, callers: Callers, metrics: bool) 
         cluster_auth = Some(ClusterAuth::new(vault.clone(), logins).with_exposure(exposure));
     }
     let metrics = metrics
-        .then(|| Metrics::install(Some(access.clone()), vault))
+        .then(|| Metrics::install(Some(access.clone()), vault.clone()))
         .transpose()?;
     let proxy = ProxyState::new(access.clone(), callers.clone());
+    let reload = Reload::new(config, effective, access.clone(), cluster_auth.clone().zip(vault));
     let routes = kube_authn_http::router(&access, &callers, cluster_auth, health, metrics);
     Ok(Service {
         router: routes.merge(kube_authn_http::proxy(proxy.clone())),
         proxy,
         knows_callers: !callers.is_empty(),
         gateways: Vec::new(),
+        reload,
     })
 }
 
@@ -156,7 +167,7 @@ fn transport(ca: CaBundle) -> Result<Transport> {
 }
 
 /// The clusters that take logins, by login: those with the same issuer and client share one, as they do in the vault.
-fn logins(effective: &EffectiveConfig, vault: &TokenVault) -> Result<Vec<ClusterLogin>> {
+pub(crate) fn logins(effective: &EffectiveConfig, vault: &TokenVault) -> Result<Vec<ClusterLogin>> {
     let mut logins: Vec<(LoginConfig, Vec<String>)> = Vec::new();
     for cluster in &effective.clusters {
         let name = cluster.name().as_str();
