@@ -4,19 +4,25 @@ use std::{io::Write, process::ExitCode};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Args;
-use kube_authn::effective_config;
+use kube_authn::{Identity, Reach, effective_config, reach};
 use kube_authn_clusters::{AppConfig, EffectiveConfig, InvalidConfig};
 use kube_authn_core::{AuthMetadata, CaBundle, ClusterDetails, Problem, Secret, serde_json};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use self::source::credential_source;
 use crate::{backend::Backend, config::Files};
+
+mod source;
 
 /// Reads the files in layers, later ones over earlier ones. Exits with 1 if anything is wrong.
 #[derive(Debug, Args)]
 pub(crate) struct Check {
     #[command(flatten)]
     files: Files,
+    /// Try each cluster: who does its API server say we are?
+    #[arg(long)]
+    connect: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -29,8 +35,29 @@ pub(crate) struct Check {
 #[derive(Debug, Default, Serialize)]
 struct Report {
     clusters: Vec<Map<String, Value>>,
+    /// Where the credential of each comes from; for people alone.
+    #[serde(skip)]
+    sources: Vec<String>,
     warnings: Vec<String>,
     errors: Vec<Mistake>,
+    /// With `--connect` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections: Option<Vec<Connection>>,
+}
+
+/// What came of trying a cluster.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Connection {
+    cluster: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock_ahead_seconds: Option<i64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -46,13 +73,25 @@ struct Mistake {
 impl Check {
     pub(crate) async fn run(&self) -> ExitCode {
         let report = match AppConfig::load(&self.files.paths()) {
-            Ok(config) => self.report(effective_config(&config).await, Backend::read(&config)),
+            Ok(config) => {
+                let effective = effective_config(&config).await;
+                let connections = match self.connect {
+                    true => Some(reach(&effective).await.into_iter().map(connection).collect()),
+                    false => None,
+                };
+                let report = self.report(effective, Backend::read(&config));
+                Report {
+                    connections,
+                    ..report
+                }
+            }
             Err(invalid) => Report {
                 errors: mistakes(invalid.problems),
                 ..Report::default()
             },
         };
-        let wrong = !report.errors.is_empty();
+        let failed = |connection: &Connection| connection.error.is_some();
+        let wrong = !report.errors.is_empty() || report.connections.iter().flatten().any(failed);
         let printed = match self.json {
             true => print_json(&report),
             false => print_text(&report),
@@ -74,8 +113,10 @@ impl Check {
                 .iter()
                 .map(|cluster| self.cluster(cluster))
                 .collect(),
+            sources: effective.clusters.iter().map(credential_source).collect(),
             warnings: [effective.warnings, more_warnings].concat(),
             errors: mistakes([effective.problems, more_problems].concat()),
+            connections: None,
         }
     }
 
@@ -140,6 +181,26 @@ impl Check {
     }
 }
 
+fn connection(reach: Reach) -> Connection {
+    let connection = Connection {
+        cluster: reach.cluster,
+        clock_ahead_seconds: reach.clock_ahead_seconds,
+        ..Connection::default()
+    };
+    match reach.identity {
+        Ok(Identity::Application { username, groups }) => Connection {
+            username: Some(username),
+            groups,
+            ..connection
+        },
+        Ok(_) => connection,
+        Err(error) => Connection {
+            error: Some(error.to_string()),
+            ..connection
+        },
+    }
+}
+
 fn mistakes(problems: Vec<Problem>) -> Vec<Mistake> {
     let mistake = |problem: Problem| Mistake {
         file: problem.file,
@@ -160,7 +221,7 @@ fn print_text(report: &Report) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     let text =
         |cluster: &Map<String, Value>, key: &str| cluster.get(key).and_then(Value::as_str).map(str::to_owned);
-    for cluster in &report.clusters {
+    for (cluster, source) in report.clusters.iter().zip(&report.sources) {
         let name = text(cluster, "name").unwrap_or_default();
         let url = text(cluster, "url").unwrap_or_default();
         let provider = cluster["authMetadata"][AUTH_PROVIDER]
@@ -177,7 +238,7 @@ fn print_text(report: &Report) -> std::io::Result<()> {
             _ if cluster.contains_key("caData") => "TLS verified with caData",
             _ => "TLS verified with the machine's roots",
         };
-        writeln!(out, "cluster   {name}: {provider}, {url}, {tls}")?;
+        writeln!(out, "cluster   {name}: {provider} ({source}), {url}, {tls}")?;
     }
     for warning in &report.warnings {
         writeln!(out, "warning   {warning}")?;
@@ -185,6 +246,9 @@ fn print_text(report: &Report) -> std::io::Result<()> {
     for mistake in &report.errors {
         let (file, key) = (mistake.file.as_deref(), mistake.key.as_str());
         writeln!(out, "{}", error_line(file, key, &mistake.message))?;
+    }
+    for connection in report.connections.iter().flatten() {
+        writeln!(out, "{}", connection_line(connection))?;
     }
     let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
     writeln!(
@@ -194,6 +258,20 @@ fn print_text(report: &Report) -> std::io::Result<()> {
         count(report.warnings.len(), "warning"),
         count(report.errors.len(), "error"),
     )
+}
+
+fn connection_line(connection: &Connection) -> String {
+    let outcome = match (&connection.error, &connection.username) {
+        (Some(error), _) => format!("FAILED: {error}"),
+        (None, Some(username)) => format!("we are {username}, groups {}", connection.groups.join(", ")),
+        (None, None) => "reached; its users bring their own credentials".to_owned(),
+    };
+    let clock = match connection.clock_ahead_seconds {
+        Some(ahead @ 0..) => format!("; its clock is {ahead} s ahead of ours"),
+        Some(behind) => format!("; its clock is {} s behind ours", -behind),
+        None => String::new(),
+    };
+    format!("connect   {}: {outcome}{clock}", connection.cluster)
 }
 
 /// How a mistake is shown, here and where `serve` refuses to start.

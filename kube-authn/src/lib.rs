@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod assemble;
+mod reach;
 mod reload;
 mod service;
 
@@ -12,5 +13,6 @@ pub use kube_authn_oidc;
 pub use kube_authn_providers;
 
 pub use self::assemble::{cluster_access, cluster_access_with, effective_config, login_verifier, vault};
+pub use self::reach::{Identity, Reach, reach};
 pub use self::reload::Reload;
 pub use self::service::{Service, service, service_for};
