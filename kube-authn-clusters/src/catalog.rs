@@ -111,14 +111,7 @@ impl CatalogLocator {
                 parameters.filter(Value::is_object),
             )
             .build()
-            .map_err(|invalid| {
-                invalid
-                    .problems
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join("; ")
-            })
+            .map_err(|invalid| invalid.reasons())
     }
 
     /// Whether the URL's host is exempt; if not, whether the URL may be used at all.

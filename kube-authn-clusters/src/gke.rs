@@ -233,14 +233,7 @@ impl Settings {
             });
             builder = builder.dashboard(None, Some("gke".to_owned()), Some(parameters));
         }
-        builder.build().map_err(|invalid| {
-            invalid
-                .problems
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join("; ")
-        })
+        builder.build().map_err(|invalid| invalid.reasons())
     }
 }
 

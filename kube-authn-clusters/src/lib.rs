@@ -20,6 +20,8 @@ mod outside;
 mod refreshing;
 mod schedule;
 mod substitution;
+#[cfg(test)]
+mod test_support;
 mod transport_rules;
 
 #[cfg(feature = "catalog")]

@@ -2,6 +2,7 @@ use kube_authn_core::{CaBundle, Error, ErrorKind};
 use serde_json::json;
 
 use super::*;
+use crate::test_support::ca_data;
 
 /// Entities in place of a catalog's.
 #[derive(Debug)]
@@ -16,15 +17,6 @@ impl EntityReader for Entities {
             false => Ok(self.0.clone()),
         }
     }
-}
-
-fn ca_data() -> String {
-    use base64::{Engine, engine::general_purpose::STANDARD};
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let certificate = rcgen::CertificateParams::default()
-        .self_signed(&key)
-        .expect("a certificate");
-    STANDARD.encode(certificate.pem())
 }
 
 fn entity(url: &str, more: &[(&str, &str)]) -> Value {

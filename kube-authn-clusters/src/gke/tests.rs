@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{AppConfig, Environment};
+use crate::{AppConfig, Environment, test_support::ca_data};
 
 #[derive(Debug)]
 struct Fixed;
@@ -17,15 +17,6 @@ impl AccessTokenSource for Fixed {
     async fn access_token(&self) -> Result<Secret> {
         Ok(Secret::new("ya29.token"))
     }
-}
-
-fn ca_data() -> String {
-    use base64::{Engine, engine::general_purpose::STANDARD};
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let certificate = rcgen::CertificateParams::default()
-        .self_signed(&key)
-        .expect("a certificate");
-    STANDARD.encode(certificate.pem())
 }
 
 /// Google's API on loopback, which gives this answer to every request and keeps their heads.

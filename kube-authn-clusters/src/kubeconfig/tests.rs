@@ -4,16 +4,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{AppConfig, EffectiveConfig, Environment};
-
-fn ca_data() -> String {
-    use base64::{Engine, engine::general_purpose::STANDARD};
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let certificate = rcgen::CertificateParams::default()
-        .self_signed(&key)
-        .expect("a certificate");
-    STANDARD.encode(certificate.pem())
-}
+use crate::{AppConfig, EffectiveConfig, Environment, test_support::ca_data};
 
 /// A kubeconfig with one context `ctx` of this cluster entry and this user entry.
 fn kubeconfig(cluster: &str, user: &str) -> TempDir {

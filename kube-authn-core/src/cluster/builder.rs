@@ -229,13 +229,17 @@ pub struct InvalidCluster {
     pub problems: Vec<Problem>,
 }
 
+impl InvalidCluster {
+    /// All problems in one line.
+    pub fn reasons(&self) -> String {
+        let problems: Vec<_> = self.problems.iter().map(Problem::to_string).collect();
+        problems.join("; ")
+    }
+}
+
 impl fmt::Display for InvalidCluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cluster {:?} cannot be used", self.name)?;
-        for (index, problem) in self.problems.iter().enumerate() {
-            write!(f, "{}{problem}", if index == 0 { ": " } else { "; " })?;
-        }
-        Ok(())
+        write!(f, "cluster {:?} cannot be used: {}", self.name, self.reasons())
     }
 }
 
