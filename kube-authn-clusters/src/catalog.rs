@@ -29,6 +29,7 @@ pub struct CatalogLocator {
     catalog: Arc<dyn EntityReader>,
     allowed_hosts: Vec<String>,
     allow_skip_tls_verify: bool,
+    credential_hosts: Vec<String>,
 }
 
 impl CatalogLocator {
@@ -41,6 +42,7 @@ impl CatalogLocator {
             catalog,
             allowed_hosts: Vec::new(),
             allow_skip_tls_verify: false,
+            credential_hosts: Vec::new(),
         }
     }
 
@@ -63,6 +65,18 @@ impl CatalogLocator {
         }
     }
 
+    /// Lets these hosts have users' logins and the application's credentials (`credentialHosts`): patterns as for
+    /// [`CatalogLocator::dangerously_allow_hosts`], whose hosts may have them, too.
+    pub fn with_credential_hosts(self, patterns: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let patterns = patterns
+            .into_iter()
+            .map(|pattern| pattern.into().to_ascii_lowercase());
+        Self {
+            credential_hosts: patterns.collect(),
+            ..self
+        }
+    }
+
     /// Reads the entry `method` of `kubernetes.clusterLocatorMethods`.
     pub(crate) fn read(
         catalog: Arc<dyn EntityReader>,
@@ -72,8 +86,12 @@ impl CatalogLocator {
         let hosts = method.child("dangerouslyAllowClusterUrls").optional_strings();
         let skip = method.child("dangerouslyAllowSkipTLSVerify").optional_bool();
         let hosts = findings.keep(hosts);
+        let credential_hosts = method.child("credentialHosts").optional_strings();
+        let credential_hosts = findings.keep(credential_hosts)?.unwrap_or_default();
         let skip = findings.keep(skip)?.unwrap_or(false);
-        let locator = Self::new(catalog).dangerously_allow_skip_tls_verify(skip);
+        let locator = Self::new(catalog)
+            .dangerously_allow_skip_tls_verify(skip)
+            .with_credential_hosts(credential_hosts);
         Some(locator.dangerously_allow_hosts(hosts?.unwrap_or_default()))
     }
 
@@ -87,6 +105,7 @@ impl CatalogLocator {
         }
         let url = annotation("api-server").unwrap_or_default();
         let exempt = self.guard(url).await?;
+        self.may_have_credentials(provider, url, exempt)?;
         let mut metadata = AuthMetadata::default();
         for (key, value) in annotations.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
             metadata.insert(key.as_str(), value.as_str());
@@ -114,6 +133,28 @@ impl CatalogLocator {
             .map_err(|invalid| invalid.reasons())
     }
 
+    /// A strategy whose credential is worth something elsewhere sends it to a vendor's own control planes, and to hosts that
+    /// the operator named: whoever writes to the catalog must not be able to collect it.
+    fn may_have_credentials(&self, provider: &str, url: &str, exempt: bool) -> Result<(), String> {
+        if exempt || OFFERED.contains(&provider) {
+            return Ok(());
+        }
+        let host = Url::parse(url)
+            .ok()
+            .and_then(|url| url.host_str().map(str::to_owned));
+        let host = host.unwrap_or_default();
+        let of_vendor = VENDOR_HOSTS
+            .iter()
+            .any(|(strategy, domain)| *strategy == provider && host.ends_with(domain));
+        match of_vendor || matches_any(&self.credential_hosts, &host) {
+            true => Ok(()),
+            false => Err(format!(
+                "auth provider {provider} would send a credential to {host}: list the host under 'credentialHosts' if it \
+                 is a cluster of yours"
+            )),
+        }
+    }
+
     /// Whether the URL's host is exempt; if not, whether the URL may be used at all.
     async fn guard(&self, url: &str) -> Result<bool, String> {
         let refuse = |what: &str| Err(format!("Kubernetes cluster API server URL {what}"));
@@ -129,7 +170,7 @@ impl CatalogLocator {
         let Some(host) = url.host() else {
             return refuse("is not a valid URL");
         };
-        if self.is_exempt(&host.to_string()) {
+        if matches_any(&self.allowed_hosts, &host.to_string()) {
             return Ok(true);
         }
         if url.scheme() != "https" {
@@ -151,17 +192,15 @@ impl CatalogLocator {
             _ => Ok(false),
         }
     }
+}
 
-    fn is_exempt(&self, host: &str) -> bool {
-        self.allowed_hosts
-            .iter()
-            .any(|pattern| match pattern.strip_prefix("*.") {
-                Some(domain) => host
-                    .strip_suffix(domain)
-                    .is_some_and(|rest| rest.is_empty() || rest.ends_with('.')),
-                None => pattern == host,
-            })
-    }
+fn matches_any(patterns: &[String], host: &str) -> bool {
+    patterns.iter().any(|pattern| match pattern.strip_prefix("*.") {
+        Some(domain) => host
+            .strip_suffix(domain)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.')),
+        None => pattern == host,
+    })
 }
 
 #[async_trait]
@@ -207,6 +246,21 @@ struct Metadata {
     #[serde(default)]
     annotations: BTreeMap<String, String>,
 }
+
+/// Strategies whose token the caller offers for this cluster, or that send none.
+const OFFERED: [&str; 4] = ["aks", "google", "localKubectlProxy", "oidc"];
+
+/// Domains in which a vendor's control planes are, and nothing that a customer could run by himself.
+const VENDOR_HOSTS: [(&str, &str); 8] = [
+    ("aws", ".eks.amazonaws.com"),
+    ("aws", ".eks.amazonaws.com.cn"),
+    ("aws", ".eks.api.aws"),
+    ("aws", ".api.amazonwebservices.com.cn"),
+    ("azure", ".azmk8s.io"),
+    ("azure", ".azmk8s.us"),
+    ("azure", ".azmk8s.cn"),
+    ("googleServiceAccount", ".gke.goog"),
+];
 
 const PREFIX: &str = "kubernetes.io/";
 

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use kube_authn_core::{ClusterLocator, Located, Problem, Result};
+use kube_authn_core::{ClusterDetails, ClusterLocator, ClusterStamp, Located, Problem, Result};
 
 use crate::{
     AppConfig, Cadence, ConfigLocator, ConfigValue, KubeconfigLocator, LocalKubectlProxyLocator, Outside,
@@ -155,9 +155,13 @@ impl ClusterLocator for CombinedLocator {
 
     async fn locate(&self) -> Result<Located> {
         let mut all = Located::new(Vec::new(), self.problems.clone()).with_warnings(self.warnings.clone());
+        let mut listed_by_others = HashSet::new();
         for (index, locator) in self.locators.iter().enumerate() {
             match locator.locate().await {
                 Ok(located) => {
+                    if locator.name() == CATALOG {
+                        listed_by_others.extend(located.clusters.iter().map(ClusterDetails::stamp));
+                    }
                     all.clusters.extend(located.clusters);
                     all.problems.extend(located.problems);
                     all.warnings.extend(located.warnings);
@@ -178,7 +182,7 @@ impl ClusterLocator for CombinedLocator {
             }
         }
         let mut names = HashSet::new();
-        let mut warnings = Vec::new();
+        let mut warnings = drop_shadowing(&mut all.clusters, &listed_by_others);
         for cluster in &all.clusters {
             if !names.insert(cluster.name()) {
                 warnings.push(format!("Duplicate cluster name '{}'", cluster.name()));
@@ -188,6 +192,28 @@ impl ClusterLocator for CombinedLocator {
         all.warnings.extend(warnings);
         Ok(all)
     }
+}
+
+/// Whoever writes to the catalog must not put a cluster in the place of one that the operator configured, whatever the
+/// order of the locators.
+fn drop_shadowing(clusters: &mut Vec<ClusterDetails>, of_catalog: &HashSet<ClusterStamp>) -> Vec<String> {
+    let configured: HashSet<_> = clusters
+        .iter()
+        .filter(|cluster| !of_catalog.contains(&cluster.stamp()))
+        .map(|cluster| cluster.name().clone())
+        .collect();
+    let mut warnings = Vec::new();
+    clusters.retain(|cluster| {
+        let shadows = of_catalog.contains(&cluster.stamp()) && configured.contains(cluster.name());
+        if shadows {
+            let name = cluster.name();
+            warnings.push(format!(
+                "Duplicate cluster name '{name}': the catalog's is left out"
+            ));
+        }
+        !shadows
+    });
+    warnings
 }
 
 /// Which clusters belong to an entity is Backstage's question; here only the setting is checked. Backstage demands it;
@@ -215,6 +241,8 @@ fn unsupported(locator: &str) -> String {
     format!("Unsupported kubernetes.clusterLocatorMethods: \"{locator}\"{hint}")
 }
 
+/// The name of the one locator whose list others than the operator write.
+const CATALOG: &str = "catalog";
 /// A kubeconfig costs a millisecond to read.
 const KUBECONFIG_SECONDS: u64 = 5;
 /// Backstage asks with every request; a new cluster may be a minute late.

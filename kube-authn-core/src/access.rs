@@ -214,12 +214,7 @@ impl ClusterAccess {
             .0
             .pool
             .of_identity(cluster, credential.client_certificate())?;
-        let cut = Cut::of(
-            credential,
-            &request.principal,
-            self.0.stream_grace,
-            self.0.clock.clone(),
-        );
+        let cut = Cut::of(credential, request, self.0.stream_grace, self.0.clock.clone());
         let mut sent = upstream
             .send(outgoing.next(request, credential)?, outgoing.way, cut.clone())
             .await;

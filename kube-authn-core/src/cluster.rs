@@ -1,5 +1,7 @@
 //! One cluster: name, server, TLS trust, strategy. Parsed and validated on construction.
 
+#[cfg(feature = "upstream")]
+use std::time::Duration;
 use std::{
     fmt,
     sync::{
@@ -10,10 +12,13 @@ use std::{
 
 use crate::{Error, ErrorKind, Secret};
 
+use retirement::Retirement;
+
 mod address;
 mod builder;
 mod metadata;
 mod options;
+mod retirement;
 mod server_url;
 mod trust;
 
@@ -35,6 +40,7 @@ struct Inner {
     /// Apart from what is compared: two spellings of a URL are one server.
     url: String,
     upstream_key: UpstreamKey,
+    retirement: Arc<Retirement>,
 }
 
 /// Everything that [`ClusterDetails::same_content`] compares.
@@ -213,6 +219,23 @@ impl ClusterDetails {
         &self.0.upstream_key
     }
 
+    /// Says that this description is not in force any more: what was opened with it ends after a grace.
+    pub(crate) fn retire(&self) {
+        self.0.retirement.begin();
+    }
+
+    /// Whether it is not in force any more for so long.
+    #[cfg(feature = "upstream")]
+    pub(crate) fn is_retired_for(&self, grace: Duration) -> bool {
+        self.0.retirement.lasts_for(grace)
+    }
+
+    /// Returns when it is not in force any more for so long.
+    #[cfg(feature = "upstream")]
+    pub(crate) async fn retired_for(&self, grace: Duration) {
+        self.0.retirement.lasting(grace).await;
+    }
+
     /// Whether both describe the same cluster in the same way, whatever their stamps.
     pub fn same_content(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0) || self.0.content == other.0.content
@@ -242,6 +265,7 @@ impl ClusterDetails {
             content,
             url,
             upstream_key,
+            retirement: Arc::default(),
         }))
     }
 }
@@ -299,6 +323,19 @@ mod tests {
                 .to_string()
                 .contains("no X.509 certificate")
         );
+    }
+
+    #[test]
+    fn dashboard_that_is_a_script_is_refused() {
+        let build = |url: &str| {
+            let builder = ClusterDetails::builder("a", "https://a").auth_provider("x");
+            builder.dashboard(Some(url.to_owned()), None, None).build()
+        };
+
+        for link in ["javascript:alert(1)", "JavaScript:alert(1)", "data:text/html,x"] {
+            assert_eq!(build(link).expect_err(link).problems[0].key, "dashboardUrl");
+        }
+        assert!(build("https://d/x").is_ok() && build("/relative").is_ok());
     }
 
     #[test]

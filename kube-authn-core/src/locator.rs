@@ -125,9 +125,15 @@ impl Clusters {
         self.0.load().get(name).cloned()
     }
 
-    /// Puts another set in force; unchanged clusters keep their handle. Two writers at once lose neither's turn.
+    /// Puts another set in force; unchanged clusters keep their handle. Two writers at once lose neither's turn. What is
+    /// open to a cluster that went or changed ends after the grace of streams.
     pub fn replace(&self, clusters: &[ClusterDetails]) {
-        self.0.rcu(|current| current.next(clusters.to_vec()));
+        let before = self.0.rcu(|current| current.next(clusters.to_vec()));
+        let now = self.current();
+        let stays = |old: &ClusterDetails| now.iter().any(|cluster| cluster.stamp() == old.stamp());
+        for gone in before.iter().filter(|old| !stays(old)) {
+            gone.retire();
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kube_authn_clusters::{AppConfig, EffectiveConfig, InvalidConfig};
+use kube_authn_clusters::{AppConfig, EffectiveConfig, InvalidConfig, Logins};
 use kube_authn_core::{ClusterAccess, Error, ErrorKind, Problem, Result, TokenVault, serde_json::Value};
 use kube_authn_http::ClusterAuth;
 use kube_authn_providers::ClusterAuthProvider;
@@ -30,6 +30,7 @@ struct State {
     reported: Vec<&'static str>,
     config: Option<Value>,
     effective: EffectiveConfig,
+    logins: Logins,
 }
 
 impl std::fmt::Debug for State {
@@ -49,6 +50,7 @@ impl Reload {
             fixed: fixed(config),
             reported: Vec::new(),
             config: config.root().json(),
+            logins: effective.logins.clone(),
             effective,
         };
         Self {
@@ -73,13 +75,20 @@ impl Reload {
         };
         let effective = validated(effective, self.access.credentials().provider());
         self.refuse_logins_without_vault(&effective)?;
-        let effective = effective.into_valid()?;
+        let mut effective = effective.into_valid()?;
+        // What is said of logins takes a restart.
+        effective.logins = state.logins.clone();
         let clusters = effective
             .clusters
             .iter()
             .map(in_cluster)
             .collect::<Result<Vec<_>>>()?;
 
+        // Made before anything is put in force: it may fail.
+        let logins = match &self.cluster_auth {
+            Some((_, vault)) => Some(logins(&effective, vault)?),
+            None => None,
+        };
         let before = self.access.clusters().current();
         self.access.clusters().replace(&clusters);
         let now = self.access.clusters().current();
@@ -88,10 +97,8 @@ impl Reload {
             .iter()
             .map(|cluster| cluster.stamp())
             .eq(now.iter().map(|cluster| cluster.stamp()));
-        if let Some((cluster_auth, vault)) = &self.cluster_auth
-            && changed
-        {
-            cluster_auth.replace_logins(logins(&effective, vault)?);
+        if let (Some((cluster_auth, _)), Some(logins), true) = (&self.cluster_auth, logins, changed) {
+            cluster_auth.replace_logins(logins);
         }
         state.config = json;
         state.effective = effective;

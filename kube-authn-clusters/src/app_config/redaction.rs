@@ -8,8 +8,9 @@ pub(crate) const REDACTED: &str = "[redacted]";
 impl ConfigValue<'_> {
     /// The value as it may be shown: scalars and empty lists and objects as JSON, and `[redacted]` for what may be a
     /// secret. That is by its key (`...token`, `...secret`, `...password`, `...key`, `...credentials` and their like), by
-    /// its look (a JWT, a private key, the user of a URL), or because it comes from the environment or a file of its own
-    /// into a block that is not read here.
+    /// its look (a JWT, a private key, the user of a URL, a password among parameters), or because it comes from the
+    /// environment or a file of its own, but for a few keys that are known to be public. Arguments and variables of
+    /// programs are hidden, too.
     ///
     /// `None` for lists and objects with something in them, and where there is no value.
     pub fn shown(&self, show_secrets: bool) -> Option<serde_json::Value> {
@@ -21,7 +22,7 @@ impl ConfigValue<'_> {
         };
         let hides = !show_secrets && !value.is_null() && !value.is_boolean();
         let looks = value.as_str().is_some_and(looks_secret);
-        let foreign = node.from_outside && !OUR_BLOCKS.contains(&self.block());
+        let foreign = node.from_outside && !self.is_known_public();
         match hides && (foreign || looks || self.is_named_secret()) {
             true => Some(REDACTED.into()),
             false => Some(value),
@@ -33,21 +34,27 @@ impl ConfigValue<'_> {
         self.vanished()
     }
 
-    fn block(&self) -> &str {
-        self.key.split(['.', '[']).next().unwrap_or_default()
+    /// Whether the key is one of ours that everybody may see, wherever its value comes from.
+    fn is_known_public(&self) -> bool {
+        let block = self.key.split(['.', '[']).next().unwrap_or_default();
+        let last = self.key.rsplit(['.', '[']).next().unwrap_or_default();
+        OUR_BLOCKS.contains(&block) && PUBLIC_KEYS.contains(&last.trim_end_matches(']'))
     }
 
     /// Whether a part of the key path names secrets, so that everything below it is one.
     fn is_named_secret(&self) -> bool {
+        if let Some(below) = self.key.strip_prefix(KEY_RING) {
+            // A list of `{ id, key }`; whatever else somebody made of it may be a key.
+            return !below.ends_with("].id");
+        }
+        if self.key.contains(".exec.env") || self.key.contains(".exec.args") {
+            return true;
+        }
         let mut parts = self.key.split(['.', '[', ']']).filter(|part| !part.is_empty());
         parts.any(|part| {
             let part = part.to_ascii_lowercase();
             let part = part.strip_suffix('s').unwrap_or(&part);
-            // `encryption.keys` is a list of objects, of which `key` is the secret.
-            part != "encryption"
-                && part != "oidctokenprovider"
-                && SECRET_WORDS.iter().any(|word| part.ends_with(word))
-                && !(self.key.starts_with(KEY_RING) && part == "key" && !self.key.ends_with(".key"))
+            SECRET_WORDS.iter().any(|word| part.ends_with(word))
         })
     }
 }
@@ -59,13 +66,19 @@ fn looks_secret(text: &str) -> bool {
         .split_once("://")
         .and_then(|(_, rest)| rest.split(['/', '?', '#']).next())
         .is_some_and(|authority| authority.contains('@'));
-    is_jwt || has_user || text.contains("PRIVATE KEY-----") || text.contains("\"private_key\"")
+    let has_password = ["password=", "pwd=", "accountkey=", "sharedaccesskey="];
+    let parameters = text.to_ascii_lowercase().replace(' ', "");
+    is_jwt
+        || has_user
+        || has_password.iter().any(|word| parameters.contains(word))
+        || text.contains("PRIVATE KEY-----")
+        || text.contains("\"private_key\"")
 }
 
 const KEY_RING: &str = "kubeAuthn.encryption.keys";
 
 /// Ends of keys, singular and in lower case.
-const SECRET_WORDS: [&str; 11] = [
+const SECRET_WORDS: [&str; 12] = [
     "token",
     "secret",
     "password",
@@ -73,14 +86,37 @@ const SECRET_WORDS: [&str; 11] = [
     "passphrase",
     "pas",
     "key",
+    "keydata",
     "credential",
     "authorization",
     "cookie",
     "dsn",
 ];
 
-/// Blocks whose secrets are known by their keys.
-const OUR_BLOCKS: [&str; 6] = ["app", "kubernetes", "clusterAuth", "kubeAuthn", "aws", "backend"];
+/// Blocks whose keys are known here.
+const OUR_BLOCKS: [&str; 6] = ["app", "backend", "clusterAuth", "kubeAuthn", "kubernetes", "aws"];
+
+/// Keys of these blocks that are worth seeing and never secret.
+const PUBLIC_KEYS: [&str; 18] = [
+    "accountId",
+    "audience",
+    "authProvider",
+    "baseUrl",
+    "caData",
+    "caFile",
+    "clientId",
+    "host",
+    "issuer",
+    "listen",
+    "name",
+    "path",
+    "port",
+    "projectId",
+    "region",
+    "title",
+    "type",
+    "url",
+];
 
 #[cfg(test)]
 mod tests {
@@ -97,7 +133,9 @@ mod tests {
                 r#"
 kubernetes: { url: "${FROM_OUTSIDE}", serviceAccountToken: t, oidcTokenProvider: okta, caData: "${FROM_OUTSIDE}" }
 aws: { mainAccount: { accessKeyId: AKIA, secretAccessKey: s } }
-kubeAuthn: { encryption: { keys: [{ id: k1, key: abc }] } }
+kubeAuthn: { encryption: { keys: [{ id: k1, key: abc }, "loose"] }, catalog: { other: "${FROM_OUTSIDE}" },
+             exec: { env: [{ name: A, value: b }], args: [x] }, clientCertificate: { keyData: abc } }
+backend: { database: { connection: "host=a password=b" } }
 other: { url: "${FROM_OUTSIDE}", plain: shown, apiKeys: [a], db: "postgres://u:p@h/db", jwt: eyJhbGciOiJ.x.y,
          pem: "-----BEGIN EC PRIVATE KEY-----", auth: { credentials: { user: x } }, on: true, none: [] }
 "#,
@@ -113,6 +151,9 @@ other: { url: "${FROM_OUTSIDE}", plain: shown, apiKeys: [a], db: "postgres://u:p
             ("kubernetes.serviceAccountToken", json!("[redacted]")),
             ("aws.mainAccount.accessKeyId", json!("AKIA")),
             ("aws.mainAccount.secretAccessKey", json!("[redacted]")),
+            ("kubeAuthn.catalog.other", json!("[redacted]")),
+            ("kubeAuthn.clientCertificate.keyData", json!("[redacted]")),
+            ("backend.database.connection", json!("[redacted]")),
             ("other.url", json!("[redacted]")),
             ("other.plain", json!("shown")),
             ("other.db", json!("[redacted]")),
@@ -123,6 +164,13 @@ other: { url: "${FROM_OUTSIDE}", plain: shown, apiKeys: [a], db: "postgres://u:p
             ("other.none", json!([])),
         ] {
             assert_eq!(config.value(key).shown(false), Some(expected), "{key}");
+        }
+        for hidden in [
+            config.value("kubeAuthn.encryption.keys").element(1),
+            config.value("kubeAuthn.exec.args").element(0),
+            config.value("kubeAuthn.exec.env").element(0).child("value"),
+        ] {
+            assert_eq!(hidden.shown(false), Some(json!("[redacted]")), "{}", hidden.key());
         }
         let key = config.value("kubeAuthn.encryption.keys").element(0);
         assert_eq!(key.child("id").shown(false), Some(json!("k1")));

@@ -189,3 +189,47 @@ async fn bad_entity_hides_no_good_one_and_a_catalog_that_is_down_is_an_error() {
         ErrorKind::Unavailable
     );
 }
+
+#[tokio::test]
+async fn writer_of_the_catalog_never_collects_credentials_at_a_host_of_his_own() {
+    let listed = async |provider: &str, url: &str, hosts: &[&str]| {
+        let entity = entity(url, &[("kubernetes.io/auth-provider", provider)]);
+        let locator = locator(vec![entity]).with_credential_hosts(hosts.iter().copied());
+        let located = locator.locate().await.expect("read");
+        match located.clusters.is_empty() {
+            true => {
+                assert!(
+                    located.warnings[0].contains("credentialHosts"),
+                    "{:?}",
+                    located.warnings
+                );
+                false
+            }
+            false => true,
+        }
+    };
+
+    for provider in [
+        "clusterAuth",
+        "aws",
+        "azure",
+        "googleServiceAccount",
+        "impersonation",
+        "exec",
+        "mine",
+    ] {
+        assert!(!listed(provider, "https://evil.invalid", &[]).await, "{provider}");
+        assert!(
+            listed(provider, "https://a.corp.invalid", &["*.corp.invalid"]).await,
+            "{provider}"
+        );
+    }
+    for provider in ["oidc", "aks", "google"] {
+        assert!(listed(provider, "https://evil.invalid", &[]).await, "{provider}");
+    }
+    let eks = "https://ABC.gr7.eu-west-1.eks.amazonaws.com";
+    assert!(listed("aws", eks, &[]).await);
+    assert!(!listed("azure", eks, &[]).await);
+    assert!(!listed("aws", "https://eks.amazonaws.com.evil.invalid", &[]).await);
+    assert!(listed("azure", "https://x.hcp.westeurope.azmk8s.io", &[]).await);
+}

@@ -170,3 +170,39 @@ async fn locator_that_fails_is_skipped_only_if_the_block_says_so() {
         ["Failed to retrieve clusters from cluster locator method #1: no answer"]
     );
 }
+
+/// Lists a cluster `local` at a place of somebody's choice.
+#[derive(Debug)]
+struct Catalog;
+
+#[async_trait]
+impl ClusterLocator for Catalog {
+    fn name(&self) -> &str {
+        "catalog"
+    }
+
+    async fn locate(&self) -> Result<Located> {
+        let cluster = ClusterDetails::builder("local", "https://evil.invalid").auth_provider("oidc");
+        Ok(Located::new(
+            vec![cluster.build().expect("a cluster")],
+            Vec::new(),
+        ))
+    }
+}
+
+#[tokio::test]
+async fn cluster_of_the_catalog_never_takes_the_place_of_a_configured_one() {
+    let combined = CombinedLocator::new()
+        .with(Catalog)
+        .with(LocalKubectlProxyLocator::new());
+
+    let located = combined.locate().await.expect("located");
+
+    let servers: Vec<_> = located.clusters.iter().map(ClusterDetails::url).collect();
+    assert_eq!(servers, ["http://localhost:8001"]);
+    assert!(
+        located.warnings[0].contains("Duplicate cluster name 'local': the catalog's is left out"),
+        "{:?}",
+        located.warnings
+    );
+}

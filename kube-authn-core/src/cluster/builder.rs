@@ -148,7 +148,8 @@ impl ClusterBuilder {
     /// The cluster, if everything about it can work.
     ///
     /// # Errors
-    /// All problems at once, each with the key it belongs to: `name`, `url`, `authProvider`, `caData`, `caFile`.
+    /// All problems at once, each with the key it belongs to: `name`, `url`, `authProvider`, `caData`, `caFile`,
+    /// `dashboardUrl`.
     pub fn build(self) -> Result<ClusterDetails, InvalidCluster> {
         let mut problems = Vec::new();
         let mut keep = |key: &str, message: String| problems.push(Problem::new(key, message));
@@ -161,6 +162,13 @@ impl ClusterBuilder {
             .ok();
         if self.auth_provider.is_empty() {
             keep("authProvider", "a cluster needs an auth provider".to_owned());
+        }
+        if self.dashboard.url.as_deref().is_some_and(runs_script) {
+            keep(
+                "dashboardUrl",
+                "the dashboard's URL must begin with https:// or http://: front ends make a link of it"
+                    .to_owned(),
+            );
         }
         let ca = self.ca.check().map_err(|(key, message)| keep(key, message)).ok();
 
@@ -192,6 +200,11 @@ impl ClusterBuilder {
             }),
         }
     }
+}
+
+/// Whether a link to this would do anything but lead to a page.
+fn runs_script(link: &str) -> bool {
+    url::Url::parse(link).is_ok_and(|url| !matches!(url.scheme(), "https" | "http"))
 }
 
 impl CaInput {

@@ -13,26 +13,28 @@ use std::{
 use hyper::rt::{Read, ReadBufCursor, Write};
 use jiff::Timestamp;
 
-use crate::{Clock, Credential, Error, ErrorKind, LoginHandle, Principal};
+use crate::{Clock, ClusterDetails, Credential, CredentialRequest, Error, ErrorKind, LoginHandle};
 
 /// Decides when what was opened with one credential must end.
 #[derive(Clone)]
 pub(crate) struct Cut {
     login: Option<LoginHandle>,
     deadline: Option<Timestamp>,
+    cluster: ClusterDetails,
+    grace: Duration,
     clock: Arc<dyn Clock>,
 }
 
 impl Cut {
-    /// At the end of the credential's login, or `grace` after the first of two ends: the credential's own, and that of
-    /// the caller's authentication.
+    /// At the end of the credential's login, or `grace` after the first of three ends: the credential's own, that of the
+    /// caller's authentication, and that of the cluster as it was configured.
     pub(crate) fn of(
         credential: &Credential,
-        principal: &Principal,
+        request: &CredentialRequest,
         grace: Duration,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let ends = [credential.expires_at(), principal.expires_at()];
+        let ends = [credential.expires_at(), request.principal.expires_at()];
         Self {
             login: credential.login().cloned(),
             deadline: ends
@@ -40,6 +42,8 @@ impl Cut {
                 .flatten()
                 .min()
                 .map(|end| end.checked_add(grace).unwrap_or(Timestamp::MAX)),
+            cluster: request.cluster.clone(),
+            grace,
             clock,
         }
     }
@@ -48,6 +52,9 @@ impl Cut {
     pub(crate) fn reached(&self) -> Option<Error> {
         if self.login.as_ref().is_some_and(LoginHandle::is_ended) {
             return Some(logged_out());
+        }
+        if self.cluster.is_retired_for(self.grace) {
+            return Some(retired());
         }
         let over = self.deadline.is_some_and(|end| self.clock.now() >= end);
         over.then(expired)
@@ -64,6 +71,7 @@ impl Cut {
         tokio::select! {
             () = logout => logged_out(),
             () = self.deadline() => expired(),
+            () = self.cluster.retired_for(self.grace) => retired(),
         }
     }
 
@@ -204,6 +212,13 @@ fn logged_out() -> Error {
     )
 }
 
+fn retired() -> Error {
+    Error::new(
+        ErrorKind::ClusterUnknown,
+        "the cluster was removed from the configuration, or changed there, while the connection was open: open it again",
+    )
+}
+
 fn expired() -> Error {
     Error::new(
         ErrorKind::TokenExpired,
@@ -217,7 +232,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(20);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LoginId, ManualClock};
+    use crate::{LoginId, ManualClock, Principal};
 
     fn clock() -> ManualClock {
         ManualClock::at(Timestamp::from_second(1_000).expect("an instant"))
@@ -230,12 +245,18 @@ mod tests {
             Some(second) => caller.with_expires_at(Timestamp::from_second(second).expect("an instant")),
             None => caller,
         };
-        Cut::of(
-            credential,
-            &caller,
-            Duration::from_secs(30),
-            Arc::new(clock.clone()),
-        )
+        let request = CredentialRequest::new(caller, cluster());
+        of(credential, &request, clock)
+    }
+
+    fn cluster() -> ClusterDetails {
+        let cluster = ClusterDetails::builder("a", "https://a").auth_provider("x");
+        cluster.build().expect("a cluster")
+    }
+
+    fn of(credential: &Credential, request: &CredentialRequest, clock: &ManualClock) -> Cut {
+        let grace = Duration::from_secs(30);
+        Cut::of(credential, request, grace, Arc::new(clock.clone()))
     }
 
     #[test]
@@ -269,6 +290,24 @@ mod tests {
         clock.advance_seconds(130);
 
         assert_eq!(waiting.await.expect("woken").kind(), ErrorKind::TokenExpired);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stream_to_a_cluster_that_is_gone_ends_after_the_grace() {
+        let clusters = crate::Clusters::new(vec![cluster()]);
+        let in_force = clusters.get("a").expect("there");
+        let request = CredentialRequest::new(Principal::anonymous(), in_force);
+        let cut = of(&Credential::anonymous(), &request, &clock());
+
+        clusters.replace(&[cluster()]);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(cut.reached().is_none(), "the same content keeps it in force");
+
+        clusters.replace(&[]);
+        tokio::time::sleep(Duration::from_secs(29)).await;
+        assert!(cut.reached().is_none());
+        assert_eq!(cut.wait().await.kind(), ErrorKind::ClusterUnknown);
+        assert!(cut.reached().is_some());
     }
 
     #[tokio::test]
