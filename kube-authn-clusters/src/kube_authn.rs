@@ -1,9 +1,9 @@
-//! The block `kubeAuthn`: callers, store, encryption.
+//! The block `kubeAuthn`: callers, store, encryption, strategies.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use kube_authn_core::{KeyId, Problem, Secret};
 
-use crate::{AppConfig, CallerConfig, ConfigValue, callers, findings::Findings};
+use crate::{AppConfig, CallerConfig, ConfigValue, StrategySettings, callers, findings::Findings};
 
 /// What the block `kubeAuthn` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct KubeAuthnConfig {
     pub store: Option<StoreConfig>,
     /// The keys that stored logins are sealed with: the first one writes, all read. Empty if none is configured.
     pub encryption_keys: Vec<EncryptionKey>,
+    /// Settings of strategies that hold for all clusters.
+    pub strategies: StrategySettings,
 }
 
 /// Where logins are kept.
@@ -48,11 +50,12 @@ impl KubeAuthnConfig {
         if findings.keep(block.optional_object().map(drop)).is_none() {
             return Self::default();
         }
-        findings.extend(block.unknown_keys(&["callers", "store", "encryption"]));
+        findings.extend(block.unknown_keys(&["callers", "store", "encryption", "strategies"]));
         Self {
             callers: callers::read(&block.child("callers"), &backend_url, findings),
             store: store(&block.child("store"), findings),
             encryption_keys: encryption_keys(&block.child("encryption"), findings),
+            strategies: StrategySettings::read(&block.child("strategies"), findings),
         }
     }
 }

@@ -19,6 +19,7 @@ mod login;
 mod outside;
 mod refreshing;
 mod schedule;
+mod strategies;
 mod substitution;
 #[cfg(test)]
 mod test_support;
@@ -44,6 +45,7 @@ pub use self::{
     login::{ExposeToken, Logins},
     outside::Outside,
     schedule::{Cadence, CronPattern, Schedule},
+    strategies::{ExecSettings, ImpersonationSettings, StrategySettings},
 };
 
 /// The strategy whose clusters take users' stored logins.

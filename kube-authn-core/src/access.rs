@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod outgoing;
+mod own_call;
 mod probe;
 
 use outgoing::{Outgoing, strip_hop_by_hop};

@@ -13,11 +13,13 @@ use http::{HeaderMap, HeaderValue, header};
 use jiff::Timestamp;
 use subtle::ConstantTimeEq;
 
-use crate::{LoginHandle, Result, Secret, UnverifiedClaims, secret::BEARER, token::usable};
+use crate::{Error, ErrorKind, LoginHandle, Result, Secret, UnverifiedClaims, secret::BEARER, token::usable};
 
 mod client_certificate;
+mod impersonation;
 
 pub use client_certificate::ClientCertificate;
+pub use impersonation::Impersonation;
 
 /// A credential for one API server: a bearer token, a client certificate, or nothing. Clones share it.
 ///
@@ -30,6 +32,7 @@ struct Inner {
     generation: u64,
     authorization: Option<HeaderValue>,
     certificate: Option<ClientCertificate>,
+    impersonation: Option<Impersonation>,
     expires_at: Option<Timestamp>,
     refresh_at: Option<Timestamp>,
     login: Option<LoginHandle>,
@@ -82,10 +85,26 @@ impl Credential {
             generation,
             authorization,
             certificate,
+            impersonation: None,
             expires_at: None,
             refresh_at: None,
             login: None,
         }))
+    }
+
+    /// Lets it speak for somebody else. It keeps its generation: what the API server refuses with 401 is what carries the
+    /// name, not the name.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` if nothing is sent that could carry the name.
+    pub fn with_impersonation(self, impersonation: Impersonation) -> Result<Self> {
+        if self.is_anonymous() {
+            return Err(Error::new(
+                ErrorKind::ConfigInvalid,
+                "impersonation needs a credential to carry the user's name, and the carrier sends none",
+            ));
+        }
+        Ok(self.edit(|inner| inner.impersonation = Some(impersonation)))
     }
 
     /// States the UTC instant from which the API server refuses the credential.
@@ -156,6 +175,9 @@ impl Credential {
         if let Some(authorization) = &self.0.authorization {
             headers.insert(header::AUTHORIZATION, authorization.clone());
         }
+        if let Some(impersonation) = &self.0.impersonation {
+            impersonation.apply(headers);
+        }
     }
 
     fn kind(&self) -> &'static str {
@@ -177,6 +199,7 @@ impl fmt::Debug for Credential {
         f.debug_struct("Credential")
             .field("generation", &self.0.generation)
             .field("kind", &self.kind())
+            .field("impersonation", &self.0.impersonation)
             .field("expires_at", &self.0.expires_at)
             .field("login", &self.0.login)
             .finish_non_exhaustive()

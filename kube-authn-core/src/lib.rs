@@ -65,7 +65,7 @@ pub use self::{
         Dashboard, InvalidCluster, ServerUrl, StrategyOptions, TlsTrust, UpstreamKey, is_public_address,
         parse_ca,
     },
-    credential::{ClientCertificate, Credential, strip_identity},
+    credential::{ClientCertificate, Credential, Impersonation, strip_identity},
     error::{Error, ErrorKind, Problem, Result},
     locator::{ClusterLocator, ClusterSet, Clusters, Located},
     login::{BindingRule, IdentityBinding, Lifetimes, LoginConfig, TokenForCluster},

@@ -49,6 +49,11 @@ impl ProviderRegistry {
         self.0.iter().map(|provider| provider.name())
     }
 
+    /// The strategy of this name.
+    pub fn named(&self, name: &str) -> Option<&Arc<dyn KubernetesAuthProvider>> {
+        self.find(name)
+    }
+
     /// A dozen names of a dozen bytes: comparing them in turn is faster than hashing one.
     fn find(&self, name: &str) -> Option<&Arc<dyn KubernetesAuthProvider>> {
         self.0.iter().find(|provider| provider.name() == name)

@@ -3,10 +3,19 @@
 
 use kube_authn_core::ProviderRegistry;
 
+mod aks;
+mod client_certificate;
 #[cfg(feature = "cluster-auth")]
 mod cluster_auth;
+mod command;
+mod exec;
+mod google;
+mod impersonation;
 mod local_kubectl_proxy;
+mod offered;
 mod oidc;
+mod options;
+mod regular_file;
 mod service_account;
 #[cfg(test)]
 mod test_support;
@@ -14,18 +23,28 @@ mod test_support;
 #[cfg(feature = "cluster-auth")]
 pub use self::cluster_auth::ClusterAuthProvider;
 pub use self::{
+    aks::AksProvider,
+    client_certificate::ClientCertificateProvider,
+    exec::ExecProvider,
+    google::GoogleProvider,
+    impersonation::{ImpersonationConfig, ImpersonationProvider},
     local_kubectl_proxy::LocalKubectlProxyProvider,
     oidc::OidcProvider,
     service_account::{DEFAULT_FOLDER, ServiceAccountProvider},
 };
 
-/// The strategies that need nothing but a cluster's own settings: `serviceAccount`, `localKubectlProxy`, `oidc`.
+/// The strategies that need nothing but a cluster's own settings: `serviceAccount`, `localKubectlProxy`, `oidc`, `google`,
+/// `aks`, `clientCertificate`, and `exec` with no plugin allowed.
 /// [`ProviderRegistry::with`] adds others beside them, or another one in place of the one of its name.
 pub fn default_registry() -> ProviderRegistry {
     ProviderRegistry::new()
         .with(ServiceAccountProvider::new())
         .with(LocalKubectlProxyProvider)
         .with(OidcProvider::new())
+        .with(GoogleProvider::new())
+        .with(AksProvider::new())
+        .with(ExecProvider::new())
+        .with(ClientCertificateProvider::new())
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use kube_authn_core::{
     Clock, ClusterDetails, Credential, CredentialRequest, CredentialScope, Error, ErrorKind,
-    KubernetesAuthProvider, MAX_JWT_BYTES, Metadata, Problem, Result, Secret, SystemClock, UnverifiedClaims,
+    KubernetesAuthProvider, Metadata, Problem, Result, SystemClock,
 };
+
+use crate::offered::{pass_on, present};
 
 /// The user authenticates with an ID token that the caller offers for the cluster's `oidcTokenProvider`. Clones share the
 /// clock; there is nothing else.
@@ -70,24 +72,9 @@ impl KubernetesAuthProvider for OidcProvider {
                 "oidc authProvider requires a configured oidcTokenProvider",
             )
         })?;
-        let token = request
-            .auth
-            .oidc_token(name)
-            .filter(|token| !token.expose().trim_ascii().is_empty())
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::LoginRequired,
-                    format!("Auth token not found under oidc.{name} in request body"),
-                )
-            })?;
-        let credential = pass_on(token)?;
-        match credential.usable(self.clock.now()) {
-            true => Ok(credential),
-            false => Err(Error::new(
-                ErrorKind::TokenExpired,
-                format!("the token under oidc.{name} has expired: log in again at {name}"),
-            )),
-        }
+        let missing = format!("Auth token not found under oidc.{name} in request body");
+        let token = present(request.auth.oidc_token(name), &missing)?;
+        pass_on(token, &*self.clock, &format!("oidc.{name}"), name)
     }
 
     /// The caller offered this one token; another try would send it again.
@@ -101,21 +88,6 @@ fn token_provider(cluster: &ClusterDetails) -> Option<&str> {
         .auth_metadata()
         .get(TOKEN_PROVIDER)
         .filter(|name| !name.trim().is_empty())
-}
-
-fn pass_on(token: &Secret) -> Result<Credential> {
-    if token.len() > MAX_JWT_BYTES {
-        return Err(Error::new(
-            ErrorKind::TokenRejected,
-            "the offered token is larger than 16 KiB",
-        ));
-    }
-    let credential = Credential::bearer(token)?;
-    let end = UnverifiedClaims::of(token.expose()).and_then(|claims| claims.expires_at());
-    Ok(match end {
-        Some(end) => credential.with_expires_at(end),
-        None => credential,
-    })
 }
 
 /// Backstage's key for `oidcTokenProvider` (`ANNOTATION_KUBERNETES_OIDC_TOKEN_PROVIDER`).

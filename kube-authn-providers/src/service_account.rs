@@ -11,6 +11,8 @@ use std::{
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+#[cfg(feature = "upstream")]
+use kube_authn_core::UpstreamPool;
 use kube_authn_core::{
     Clock, ClusterDetails, Credential, CredentialRequest, CredentialScope, Error, ErrorKind,
     KubernetesAuthProvider, Metadata, Problem, Result, Secret, SystemClock, UnverifiedClaims,
@@ -18,9 +20,14 @@ use kube_authn_core::{
 use tokio::sync::Mutex;
 
 mod in_cluster;
+#[cfg(feature = "upstream")]
+mod minting;
 mod token_file;
+mod token_request;
 
+use crate::options::invalid;
 use token_file::{TokenFile, TokenFileError};
+use token_request::TokenRequest;
 
 /// The application authenticates as a service account. Clones share the last token that was read.
 ///
@@ -32,6 +39,8 @@ pub struct ServiceAccountProvider {
     folder: Arc<Path>,
     clock: Arc<dyn Clock>,
     mounted: Arc<Mounted>,
+    #[cfg(feature = "upstream")]
+    pool: Option<UpstreamPool>,
 }
 
 #[derive(Debug, Default)]
@@ -64,12 +73,22 @@ impl ServiceAccountProvider {
             folder: folder.into().into(),
             clock: Arc::new(SystemClock),
             mounted: Arc::default(),
+            #[cfg(feature = "upstream")]
+            pool: None,
         }
     }
 
     /// With another clock.
     pub fn with_clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Serves clusters with `kubeAuthn.tokenRequest`: the configured or mounted token asks the API server, over these
+    /// connections, for short-lived ones of the service account that is named there.
+    #[cfg(feature = "upstream")]
+    pub fn with_token_requests(mut self, pool: UpstreamPool) -> Self {
+        self.pool = Some(pool);
         self
     }
 
@@ -88,13 +107,28 @@ impl ServiceAccountProvider {
         cluster: &ClusterDetails,
     ) -> Result<Option<ClusterDetails>> {
         match cluster.auth_provider() == Self::NAME && cluster.service_account_token().is_none() {
-            true => in_cluster::resolve(&self.folder, env, cluster).map_err(|error| {
-                error
-                    .with_provider(Self::NAME)
-                    .with_cluster(cluster.name().as_str())
-            }),
+            true => self.in_cluster_as_carrier(env, cluster),
             false => Ok(None),
         }
+    }
+
+    /// The same for a cluster of another strategy, without token, to which this one's credential carries users' names.
+    ///
+    /// # Errors
+    /// As [`ServiceAccountProvider::in_cluster`].
+    pub fn in_cluster_as_carrier(
+        &self,
+        env: &impl Fn(&str) -> Option<String>,
+        cluster: &ClusterDetails,
+    ) -> Result<Option<ClusterDetails>> {
+        if cluster.service_account_token().is_some() {
+            return Ok(None);
+        }
+        in_cluster::resolve(&self.folder, env, cluster).map_err(|error| {
+            error
+                .with_provider(Self::NAME)
+                .with_cluster(cluster.name().as_str())
+        })
     }
 
     async fn mounted(&self) -> Result<Credential> {
@@ -146,6 +180,26 @@ impl ServiceAccountProvider {
         }
     }
 
+    /// The token that stands for the application itself.
+    async fn own(&self, cluster: &ClusterDetails) -> Result<Credential> {
+        match cluster.service_account_token() {
+            Some(token) => self.configured(token),
+            None => self.mounted().await,
+        }
+    }
+
+    #[cfg(feature = "upstream")]
+    async fn minted(&self, asked: &TokenRequest, cluster: &ClusterDetails) -> Result<Credential> {
+        let pool = self.pool.as_ref().ok_or_else(|| not_served(asked))?;
+        let own = self.own(cluster).await?;
+        asked.mint(pool, cluster, &own, self.clock.now()).await
+    }
+
+    #[cfg(not(feature = "upstream"))]
+    async fn minted(&self, asked: &TokenRequest, _: &ClusterDetails) -> Result<Credential> {
+        Err(not_served(asked))
+    }
+
     fn configured(&self, token: &Secret) -> Result<Credential> {
         let credential = bearer_with_end(&trimmed(token))
             .ok_or_else(|| Error::new(ErrorKind::ConfigInvalid, ILLEGAL_CONFIGURED_TOKEN))?;
@@ -175,13 +229,14 @@ impl KubernetesAuthProvider for ServiceAccountProvider {
         CredentialScope::Application
     }
 
-    /// Looks at the configured token alone: whether a mounted one is there is known where the pod runs.
+    /// Looks at what is configured alone: whether a mounted one is there is known where the pod runs.
     fn validate(&self, cluster: &ClusterDetails) -> Vec<Problem> {
         cluster
             .service_account_token()
             .filter(|token| Credential::bearer(&trimmed(token)).is_err())
             .map(|_| Problem::new("serviceAccountToken", ILLEGAL_CONFIGURED_TOKEN))
             .into_iter()
+            .chain(TokenRequest::of(cluster).err().into_iter().flatten())
             .collect()
     }
 
@@ -190,14 +245,17 @@ impl KubernetesAuthProvider for ServiceAccountProvider {
     }
 
     async fn credential(&self, request: &CredentialRequest) -> Result<Credential> {
-        match request.cluster.service_account_token() {
-            Some(token) => self.configured(token),
-            None => self.mounted().await,
+        match TokenRequest::of(&request.cluster).map_err(|problems| invalid(&problems))? {
+            Some(asked) => self.minted(&asked, &request.cluster).await,
+            None => self.own(&request.cluster).await,
         }
     }
 
-    /// Reads the file again; a configured token stays what it is.
+    /// Has another token made, or reads the file again; a configured token stays what it is.
     async fn invalidate(&self, request: &CredentialRequest, refused: &Credential) -> bool {
+        if let Ok(Some(_)) = TokenRequest::of(&request.cluster) {
+            return true;
+        }
         if request.cluster.service_account_token().is_some() {
             return false;
         }
@@ -227,6 +285,13 @@ impl LastGood {
     fn serves(&self, now: Timestamp) -> bool {
         !self.refused && self.credential.usable(now)
     }
+}
+
+fn not_served(asked: &TokenRequest) -> Error {
+    asked.failed(
+        ErrorKind::ConfigInvalid,
+        "this program has no connections for it: with_token_requests",
+    )
 }
 
 fn bearer_with_end(token: &Secret) -> Option<Credential> {

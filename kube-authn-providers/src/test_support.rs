@@ -1,5 +1,7 @@
 //! What the tests of several strategies need.
 
+use std::sync::{Arc, Mutex};
+
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use kube_authn_core::{
@@ -52,4 +54,30 @@ pub(crate) async fn bare_registered_and_cached(fixture: ProviderFixture) {
     let registered = fixture.with_provider(registry);
     provider::all(&registered).await;
     provider::all(&registered.cached()).await;
+}
+
+/// What is logged meanwhile on this thread.
+pub(crate) fn logged(act: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("the log").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let bytes = log.0.lock().expect("the log").clone();
+    String::from_utf8(bytes).expect("text")
 }

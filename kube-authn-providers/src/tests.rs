@@ -53,7 +53,16 @@ fn registered_strategy_stands_beside_the_built_in_ones() {
 
     assert_eq!(
         names(&registry),
-        ["localKubectlProxy", "oidc", "custom", "serviceAccount"]
+        [
+            "localKubectlProxy",
+            "oidc",
+            "google",
+            "aks",
+            "exec",
+            "clientCertificate",
+            "custom",
+            "serviceAccount"
+        ]
     );
 }
 

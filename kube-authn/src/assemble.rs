@@ -8,11 +8,13 @@ use kube_authn_core::{
     LoginConfig, ProviderRegistry, Result, SystemClock, TokenVault, UpstreamPool,
 };
 use kube_authn_oidc::{IssuerClient, LoginVerifier};
-use kube_authn_providers::{ClusterAuthProvider, ServiceAccountProvider, default_registry};
+use kube_authn_providers::{ClusterAuthProvider, ServiceAccountProvider};
 use kube_authn_store::{KeyRing, MemoryTokenStore, SqliteTokenStore};
 use rustls::crypto::CryptoProvider;
 
 use crate::service::caller_problems;
+
+pub(crate) mod strategies;
 
 /// The configuration as a whole, every problem in it included: what `kube-authn check` prints.
 ///
@@ -31,7 +33,20 @@ pub(crate) async fn read_effective(config: &AppConfig) -> EffectiveConfig {
 
 /// As [`effective_config`], for a program that knows its callers by itself.
 pub(crate) async fn effective_but_callers(config: &AppConfig) -> EffectiveConfig {
-    checked(read_effective(config).await, &default_registry(), true)
+    let effective = read_effective(config).await;
+    let registry = strategies::registry(&effective, &UpstreamPool::new(crypto_provider()));
+    checked(effective, &registry, true)
+}
+
+/// What the credentials that carry users' names must be allowed: for each cluster of strategy `impersonation` its name and
+/// the YAML of a ClusterRole.
+pub fn impersonation_rules(effective: &EffectiveConfig) -> Vec<(String, String)> {
+    let strategy = strategies::impersonation(effective, &ProviderRegistry::new());
+    let rules = |cluster: &ClusterDetails| {
+        let rules = strategy.rules(cluster)?;
+        Some((cluster.name().to_string(), rules))
+    };
+    effective.clusters.iter().filter_map(rules).collect()
 }
 
 /// The users' logins: `kubeAuthn.store`, sealed with `kubeAuthn.encryption`. `None` if no cluster takes logins.
@@ -101,7 +116,8 @@ pub(crate) fn access_of(
     register: impl FnOnce(ProviderRegistry) -> ProviderRegistry,
 ) -> Result<(ClusterAccess, EffectiveConfig)> {
     let takes_logins = vault.is_some();
-    let mut registry = default_registry();
+    let pool = UpstreamPool::new(crypto_provider());
+    let mut registry = strategies::registry(&effective, &pool);
     if let Some(vault) = vault {
         registry = registry.with(cluster_auth(vault, &effective.logins));
     }
@@ -120,13 +136,9 @@ pub(crate) fn access_of(
     let clusters = effective
         .clusters
         .iter()
-        .map(in_cluster)
+        .map(|cluster| in_cluster(cluster, &effective))
         .collect::<Result<Vec<_>>>()?;
-    let access = ClusterAccess::new(
-        Clusters::new(clusters),
-        CachingProvider::new(registry),
-        UpstreamPool::new(crypto_provider()),
-    );
+    let access = ClusterAccess::new(Clusters::new(clusters), CachingProvider::new(registry), pool);
     let access = match stream_grace(&effective.logins) {
         Some(grace) => access.with_stream_grace(grace),
         None => access,
@@ -207,9 +219,14 @@ fn cluster_auth(vault: TokenVault, logins: &Logins) -> ClusterAuthProvider {
     clippy::disallowed_methods,
     reason = "a named reader: KUBERNETES_SERVICE_HOST and _PORT of the pod"
 )]
-pub(crate) fn in_cluster(cluster: &ClusterDetails) -> Result<ClusterDetails> {
+pub(crate) fn in_cluster(cluster: &ClusterDetails, effective: &EffectiveConfig) -> Result<ClusterDetails> {
     let env = |name: &str| std::env::var(name).ok();
-    let found = ServiceAccountProvider::new().in_cluster(&env, cluster)?;
+    let service_account = ServiceAccountProvider::new();
+    let carrier = strategies::impersonation(effective, &ProviderRegistry::new()).carrier(cluster);
+    let found = match carrier.as_deref() {
+        Some(ServiceAccountProvider::NAME) => service_account.in_cluster_as_carrier(&env, cluster)?,
+        _ => service_account.in_cluster(&env, cluster)?,
+    };
     Ok(found.unwrap_or_else(|| cluster.clone()))
 }
 

@@ -4,7 +4,7 @@ use std::{io::Write, process::ExitCode};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Args;
-use kube_authn::{Identity, Reach, effective_config, reach};
+use kube_authn::{Identity, Reach, effective_config, impersonation_rules, reach};
 use kube_authn_clusters::{AppConfig, EffectiveConfig, InvalidConfig};
 use kube_authn_core::{AuthMetadata, CaBundle, ClusterDetails, Problem, Secret, serde_json};
 use serde::Serialize;
@@ -40,6 +40,9 @@ struct Report {
     sources: Vec<String>,
     warnings: Vec<String>,
     errors: Vec<Mistake>,
+    /// Of text alone: what carriers of users' names need, by cluster.
+    #[serde(skip)]
+    rules: Vec<(String, String)>,
     /// With `--connect` alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     connections: Option<Vec<Connection>>,
@@ -108,6 +111,7 @@ impl Check {
             Err(invalid) => (Vec::new(), invalid.problems),
         };
         Report {
+            rules: impersonation_rules(&effective),
             clusters: effective
                 .clusters
                 .iter()
@@ -239,6 +243,15 @@ fn print_text(report: &Report) -> std::io::Result<()> {
             _ => "TLS verified with the machine's roots",
         };
         writeln!(out, "cluster   {name}: {provider} ({source}), {url}, {tls}")?;
+    }
+    for (cluster, rules) in &report.rules {
+        writeln!(
+            out,
+            "rules     {cluster}: the carrier of users' names needs no more than"
+        )?;
+        for line in rules.lines() {
+            writeln!(out, "          {line}")?;
+        }
     }
     for warning in &report.warnings {
         writeln!(out, "warning   {warning}")?;

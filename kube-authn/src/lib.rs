@@ -12,7 +12,9 @@ pub use kube_authn_http;
 pub use kube_authn_oidc;
 pub use kube_authn_providers;
 
-pub use self::assemble::{cluster_access, cluster_access_with, effective_config, login_verifier, vault};
+pub use self::assemble::{
+    cluster_access, cluster_access_with, effective_config, impersonation_rules, login_verifier, vault,
+};
 pub use self::reach::{Identity, Reach, reach};
 pub use self::reload::Reload;
 pub use self::service::{Service, service, service_for};

@@ -11,9 +11,8 @@ use kube_authn_core::{
     jiff::{Timestamp, fmt::rfc2822::DateTimeParser},
     serde_json::{self, Value, json},
 };
-use kube_authn_providers::default_registry;
 
-use crate::assemble::{crypto_provider, in_cluster};
+use crate::assemble::{crypto_provider, in_cluster, strategies};
 
 /// What came of trying one cluster.
 #[derive(Clone, Debug)]
@@ -45,14 +44,15 @@ pub enum Identity {
 /// Tries all clusters of a configuration that can be used: `SelfSubjectReview` with the application's credential; where
 /// credentials are users' own, any answer counts. In the order of the configuration.
 pub async fn reach(effective: &EffectiveConfig) -> Vec<Reach> {
-    let clusters = effective.clusters.iter().map(in_cluster);
+    let clusters = effective
+        .clusters
+        .iter()
+        .map(|cluster| in_cluster(cluster, effective));
     let clusters: Vec<Result<ClusterDetails>> = clusters.collect();
     let usable = clusters.iter().flatten().cloned().collect();
-    let access = ClusterAccess::new(
-        Clusters::new(usable),
-        CachingProvider::new(default_registry()),
-        UpstreamPool::new(crypto_provider()).with_head_timeout(PATIENCE),
-    );
+    let pool = UpstreamPool::new(crypto_provider()).with_head_timeout(PATIENCE);
+    let registry = strategies::registry(effective, &pool);
+    let access = ClusterAccess::new(Clusters::new(usable), CachingProvider::new(registry), pool);
     let tries = clusters
         .into_iter()
         .zip(&effective.clusters)

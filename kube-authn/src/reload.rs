@@ -81,7 +81,7 @@ impl Reload {
         let clusters = effective
             .clusters
             .iter()
-            .map(in_cluster)
+            .map(|cluster| in_cluster(cluster, &effective))
             .collect::<Result<Vec<_>>>()?;
 
         // Made before anything is put in force: it may fail.

@@ -685,3 +685,71 @@ fn names(report: &Value) -> Vec<String> {
         .map(|cluster| cluster["name"].as_str().unwrap().to_owned())
         .collect()
 }
+
+#[test]
+fn rules_that_impersonation_needs_are_shown_as_text_and_are_no_part_of_json() {
+    let config = "
+kubeAuthn:
+  strategies: { impersonation: { user: 'portal:{name}' } }
+kubernetes:
+  serviceLocatorMethod: { type: multiTenant }
+  clusterLocatorMethods:
+    - type: config
+      clusters:
+        - name: prod
+          url: https://prod.example.com
+          authProvider: impersonation
+          serviceAccountToken: t
+          kubeAuthn: { impersonation: { groups: [portal-users] } }
+";
+    let place = Place::new(&[("app-config.yaml", config)]);
+
+    let text = place.run(&["check", "--config", "app-config.yaml"], &[]);
+    let json = place.run(&["check", "--config", "app-config.yaml", "--json"], &[]);
+
+    assert_eq!(text.0, Some(0), "{text:?}");
+    assert!(
+        text.1
+            .contains("rules     prod: the carrier of users' names needs no more than\n"),
+        "{}",
+        text.1
+    );
+    assert!(
+        text.1
+            .contains("verbs: [\"impersonate\"], resourceNames: [\"portal-users\"] }"),
+        "{}",
+        text.1
+    );
+    let keys: Vec<_> = json.json().as_object().unwrap().keys().cloned().collect();
+    assert_eq!(keys, ["clusters", "errors", "warnings"]);
+}
+
+#[test]
+fn plugin_that_is_not_allowed_is_named_with_the_key_that_would_allow_it() {
+    let config = "
+kubernetes:
+  serviceLocatorMethod: { type: multiTenant }
+  clusterLocatorMethods:
+    - type: config
+      clusters:
+        - name: prod
+          url: https://prod.example.com
+          authProvider: exec
+          kubeAuthn: { exec: { command: /usr/bin/get-token } }
+";
+    let place = Place::new(&[("app-config.yaml", config)]);
+
+    let run = place.run(&["check", "--config", "app-config.yaml", "--json"], &[]);
+
+    assert_eq!(
+        run.messages(),
+        [
+            "Invalid cluster 'prod': exec plugin /usr/bin/get-token: it is not allowed: add it to \
+          kubeAuthn.strategies.exec.allow"
+        ]
+    );
+    assert_eq!(
+        run.json()["errors"][0]["key"],
+        "kubernetes.clusterLocatorMethods[0].clusters[0].kubeAuthn.exec.command"
+    );
+}

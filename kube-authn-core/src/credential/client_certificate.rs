@@ -6,9 +6,12 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use jiff::Timestamp;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use crate::{Error, ErrorKind, Result, Secret};
+
+mod validity;
 
 /// A certificate that is shown to the API server in the TLS handshake, with its private key.
 ///
@@ -50,6 +53,34 @@ impl ClientCertificate {
     /// The chain, the client's own certificate first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.0.chain
+    }
+
+    /// The UTC instant after which the client's own certificate is refused (RFC 5280 section 4.1.2.5); `None` if it cannot
+    /// be read from it.
+    pub fn not_after(&self) -> Option<Timestamp> {
+        self.0
+            .chain
+            .first()
+            .and_then(|certificate| validity::not_after(certificate))
+    }
+
+    /// Checks that key and certificate belong together.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` if they do not, or if this crypto provider cannot use the key.
+    #[cfg(feature = "upstream")]
+    pub fn check_key(&self, provider: &rustls::crypto::CryptoProvider) -> Result<()> {
+        let key = provider
+            .key_provider
+            .load_private_key(self.private_key()?)
+            .map_err(|source| {
+                refuse("the key of the client certificate cannot be used").with_source(source)
+            })?;
+        rustls::sign::CertifiedKey::new(self.0.chain.clone(), key)
+            .keys_match()
+            .map_err(|source| {
+                refuse("the client certificate and its key do not belong together").with_source(source)
+            })
     }
 
     /// The private key, parsed anew: call this only where a TLS configuration is built.

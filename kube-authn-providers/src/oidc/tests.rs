@@ -1,4 +1,6 @@
-use kube_authn_core::{ManualClock, Principal, RequestAuth, conformance::provider::ProviderFixture};
+use kube_authn_core::{
+    MAX_JWT_BYTES, ManualClock, Principal, RequestAuth, Secret, conformance::provider::ProviderFixture,
+};
 
 use super::*;
 use crate::test_support::*;

@@ -11,6 +11,7 @@ use crate::test_support::*;
 
 mod in_cluster;
 mod rotation;
+mod token_request;
 
 const NOW: i64 = 1_000_000;
 

@@ -1,12 +1,10 @@
-//! Reading a token file that somebody else replaces at any moment, and that may be anything.
+//! The token file, which somebody else replaces at any moment.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::{Path, PathBuf},
-};
+use std::{io, path::PathBuf};
 
 use kube_authn_core::{Error, ErrorKind, Secret};
+
+use crate::regular_file::{self, FileError};
 
 #[derive(Debug)]
 pub(super) struct TokenFile {
@@ -15,75 +13,23 @@ pub(super) struct TokenFile {
     pub(super) world_readable: bool,
 }
 
-/// Opens the file once and reads what was opened, on a thread that may wait. Links are followed: a projected token is
-/// one. Nothing but a regular file is read, and opening a pipe does not wait for its writer.
+/// Reads the file, which is a link where Kubernetes mounts it.
 pub(super) async fn read(path: PathBuf) -> Result<TokenFile, TokenFileError> {
-    let asked = path.clone();
-    tokio::task::spawn_blocking(move || read_now(&path))
-        .await
-        .unwrap_or_else(|lost| Err(TokenFileError::Unreadable(asked, io::Error::other(lost))))
-}
-
-fn read_now(path: &Path) -> Result<TokenFile, TokenFileError> {
-    let unreadable = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => TokenFileError::Missing(path.to_owned(), error),
-        _ => TokenFileError::Unreadable(path.to_owned(), error),
+    let file = match regular_file::read(path.clone()).await {
+        Ok(file) => file,
+        Err(FileError::Missing(error)) => return Err(TokenFileError::Missing(path, error)),
+        Err(FileError::Unreadable(error)) => return Err(TokenFileError::Unreadable(path, error)),
+        Err(FileError::NoRegularFile) => return Err(TokenFileError::NoRegularFile(path)),
+        Err(FileError::TooLarge) => return Err(TokenFileError::TooLarge(path)),
     };
-    let file = open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(TokenFileError::NoRegularFile(path.to_owned()));
-    }
-    let too_large = || TokenFileError::TooLarge(path.to_owned());
-    let length = usize::try_from(metadata.len()).map_err(|_| too_large())?;
-    if length > MAX_BYTES {
-        return Err(too_large());
-    }
-
-    // Room for all there can be: a buffer that grows leaves copies of the token behind.
-    let mut content = Vec::with_capacity(MAX_BYTES + 1);
-    let outcome = file.take(MAX_BYTES as u64 + 1).read_to_end(&mut content);
-    let content = Secret::new(content);
-    outcome.map_err(unreadable)?;
-    if content.len() > MAX_BYTES {
-        return Err(too_large());
-    }
-
-    let token = super::trimmed(&content);
+    let token = super::trimmed(&file.content);
     match token.is_empty() {
-        true => Err(TokenFileError::Empty(path.to_owned())),
+        true => Err(TokenFileError::Empty(path)),
         false => Ok(TokenFile {
             token,
-            world_readable: is_world_readable(&metadata),
+            world_readable: file.world_readable,
         }),
     }
-}
-
-#[cfg(unix)]
-#[allow(clippy::disallowed_methods, reason = "the reader of the token file")]
-fn open(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-
-    File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)
-}
-
-#[cfg(not(unix))]
-#[allow(clippy::disallowed_methods, reason = "the reader of the token file")]
-fn open(path: &Path) -> io::Result<File> {
-    File::open(path)
-}
-
-#[cfg(unix)]
-fn is_world_readable(metadata: &std::fs::Metadata) -> bool {
-    std::os::unix::fs::MetadataExt::mode(metadata) & 0o004 != 0
-}
-
-#[cfg(not(unix))]
-fn is_world_readable(_: &std::fs::Metadata) -> bool {
-    false
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +80,3 @@ impl From<TokenFileError> for Error {
         Self::new(kind, text).with_source(failure)
     }
 }
-
-/// A token travels in a header, and API servers take none of more than some KiB.
-const MAX_BYTES: usize = 64 * 1024;

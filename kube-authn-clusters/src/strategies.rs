@@ -1,0 +1,32 @@
+//! `kubeAuthn.strategies`: settings of strategies that hold for all clusters, by their `authProvider`.
+
+mod exec;
+mod impersonation;
+
+pub use exec::ExecSettings;
+pub use impersonation::ImpersonationSettings;
+
+use crate::{ConfigValue, findings::Findings};
+
+/// What the block says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StrategySettings {
+    /// Strategy `exec`.
+    pub exec: ExecSettings,
+    /// Strategy `impersonation`.
+    pub impersonation: ImpersonationSettings,
+}
+
+impl StrategySettings {
+    pub(crate) fn read(block: &ConfigValue<'_>, findings: &mut Findings) -> Self {
+        if findings.keep(block.optional_object().map(drop)).is_none() {
+            return Self::default();
+        }
+        findings.extend(block.unknown_keys(&["exec", "impersonation"]));
+        Self {
+            exec: ExecSettings::read(&block.child("exec"), findings),
+            impersonation: ImpersonationSettings::read(&block.child("impersonation"), findings),
+        }
+    }
+}
