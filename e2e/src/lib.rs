@@ -23,4 +23,4 @@ pub use error::{Error, Result};
 pub use http::Http;
 pub use issuer::Issuer;
 pub use served::{Caller, Serve, Served, write_private};
-pub use tools::{KUBERNETES_VERSION, Tools, cache_folder};
+pub use tools::{KUBERNETES_VERSION, Tools, cache_folder, eks_verifier, python};

@@ -55,11 +55,7 @@ impl Tools {
     /// # Errors
     /// When Go or Node.js is missing, or a build fails.
     pub fn ensure() -> Result<Self> {
-        let cache = cache_folder()?;
-        fs::create_dir_all(&cache).context(format!("make {}", cache.display()))?;
-        let lock = File::create(cache.join("tools.lock")).context("open tools.lock")?;
-        lock.lock().context("wait for tools.lock")?;
-        remove_partial(&cache)?;
+        let (cache, _lock) = locked_cache()?;
 
         let nodejs = on_path("node").ok_or_else(|| Error::new(NO_NODE))?;
         let issuer = install_issuer(&cache)?;
@@ -86,6 +82,83 @@ impl Tools {
             issuer,
         })
     }
+}
+
+/// A Python interpreter with the packages of `e2e/python/requirements.txt`, the vendors' own tools that tests compare with.
+///
+/// # Errors
+/// When Python 3 is missing, or an installation fails.
+pub fn python() -> Result<PathBuf> {
+    let (cache, _lock) = locked_cache()?;
+    let requirements = source("python").join("requirements.txt");
+    let python = on_path("python3").ok_or_else(|| Error::new(NO_PYTHON))?;
+    let key = key(&[&python.to_string_lossy()], std::slice::from_ref(&requirements))?;
+    let folder = build(&cache.join(format!("python-{key}")), |target| {
+        make_environment(&python, target)?;
+        let mut command = Command::new(target.join("bin/python"));
+        command
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "-r",
+            ])
+            .arg(&requirements);
+        run("installing the vendors' Python tools", &mut command)
+    })?;
+    // Its scripts name the folder they were made in; the interpreter finds its packages wherever it is.
+    Ok(folder.join("bin/python"))
+}
+
+/// Debian keeps the module apart.
+fn make_environment(python: &Path, target: &Path) -> Result<()> {
+    let make = || {
+        let mut command = Command::new(python);
+        command.args(["-m", "venv"]).arg(target);
+        run("making a Python environment", &mut command)
+    };
+    let Err(missing) = make() else { return Ok(()) };
+    let Some(apt) = on_path("apt-get") else {
+        return Err(missing);
+    };
+    let mut command = Command::new(apt);
+    command.args(["install", "--yes", "--no-install-recommends", "python3-venv"]);
+    run("installing python3-venv", &mut command).and_then(|()| make())
+}
+
+/// The other side of an EKS token (`e2e/verifier`), built.
+///
+/// # Errors
+/// When Go is missing, or the build fails.
+pub fn eks_verifier() -> Result<PathBuf> {
+    let (cache, _lock) = locked_cache()?;
+    let folder = source("verifier");
+    let files = ["go.mod", "go.sum", "main.go"].map(|name| folder.join(name));
+    let built = build(&cache.join(format!("verifier-{}", key(&[], &files)?)), |target| {
+        let mut command = Command::new(on_path("go").ok_or_else(|| Error::new(NO_GO))?);
+        command
+            .args(["build", "-trimpath", "-o"])
+            .arg(target.join("verifier"))
+            .arg(".");
+        command
+            .env("CGO_ENABLED", "0")
+            .env("GOWORK", "off")
+            .current_dir(&folder);
+        run("building the EKS verifier", &mut command)
+    })?;
+    Ok(built.join("verifier"))
+}
+
+/// The cache folder, made and locked until the file is dropped.
+fn locked_cache() -> Result<(PathBuf, File)> {
+    let cache = cache_folder()?;
+    fs::create_dir_all(&cache).context(format!("make {}", cache.display()))?;
+    let lock = File::create(cache.join("tools.lock")).context("open tools.lock")?;
+    lock.lock().context("wait for tools.lock")?;
+    remove_partial(&cache)?;
+    Ok((cache, lock))
 }
 
 /// Where tools are kept: `$XDG_CACHE_HOME/kube-authn`, else `~/.cache/kube-authn`.
@@ -251,6 +324,8 @@ const PARTIAL: &str = "partial-";
 
 const NO_GO: &str = "the test cluster needs Go 1.26 or later, and there is no `go` on PATH: install it from https://go.dev/dl/";
 const NO_NODE: &str = "the test issuers need Node.js 20 or later with npm, and there is none on PATH: install it from https://nodejs.org/";
+
+const NO_PYTHON: &str = "the vendors' tools need Python 3, and there is no `python3` on PATH: install it from https://www.python.org/";
 
 #[cfg(test)]
 mod tests {

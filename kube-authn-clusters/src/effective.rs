@@ -3,8 +3,8 @@
 use kube_authn_core::{ClusterDetails, ClusterLocator, Error, Problem};
 
 use crate::{
-    AppConfig, CLUSTER_AUTH, CombinedLocator, InvalidConfig, KubeAuthnConfig, Logins, Outside,
-    findings::Findings,
+    AWS, AppConfig, AwsAccounts, CLUSTER_AUTH, CombinedLocator, InvalidConfig, KubeAuthnConfig, Logins,
+    Outside, findings::Findings,
 };
 
 /// What is in force: clusters that can be used, how users log in to them, and everything that is wrong or doubtful.
@@ -15,8 +15,10 @@ pub struct EffectiveConfig {
     pub clusters: Vec<ClusterDetails>,
     /// How users log in to the clusters of strategy `clusterAuth`.
     pub logins: Logins,
-    /// Callers, store and encryption.
+    /// Callers, store, encryption and strategies.
     pub kube_authn: KubeAuthnConfig,
+    /// AWS accounts of the application.
+    pub aws: AwsAccounts,
     /// What works and should be looked at.
     pub warnings: Vec<String>,
     /// What is wrong; empty if everything can be used.
@@ -55,10 +57,13 @@ impl EffectiveConfig {
         };
         let logins = Logins::read(config, &mut findings);
         let kube_authn = KubeAuthnConfig::read(config, &mut findings);
+        let uses_aws = clusters.iter().any(|cluster| cluster.auth_provider() == AWS);
+        let aws = AwsAccounts::read(config, uses_aws, &mut findings);
         let mut effective = Self {
             clusters,
             logins,
             kube_authn,
+            aws,
             warnings: findings.warnings,
             problems: findings.problems,
             locator,

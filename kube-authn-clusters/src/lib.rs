@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod app_config;
+mod aws;
 mod backend;
 mod callers;
 #[cfg(feature = "catalog")]
@@ -34,6 +35,7 @@ pub use url;
 
 pub use self::{
     app_config::{AppConfig, ConfigValue, Environment, InvalidConfig},
+    aws::{AwsAccountConfig, AwsAccounts},
     backend::{BackendConfig, ServerCertificate},
     callers::{BackstageCaller, CallerConfig, HeaderCaller, OidcCaller, PeerRange, PrincipalMapping},
     combined::CombinedLocator,
@@ -45,8 +47,11 @@ pub use self::{
     login::{ExposeToken, Logins},
     outside::Outside,
     schedule::{Cadence, CronPattern, Schedule},
-    strategies::{ExecSettings, ImpersonationSettings, StrategySettings},
+    strategies::{AwsSettings, ExecSettings, ImpersonationSettings, StrategySettings},
 };
 
 /// The strategy whose clusters take users' stored logins.
 const CLUSTER_AUTH: &str = "clusterAuth";
+
+/// The strategy that reads Backstage's block `aws`.
+const AWS: &str = "aws";

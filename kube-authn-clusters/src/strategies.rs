@@ -1,8 +1,10 @@
 //! `kubeAuthn.strategies`: settings of strategies that hold for all clusters, by their `authProvider`.
 
+mod aws;
 mod exec;
 mod impersonation;
 
+pub use aws::AwsSettings;
 pub use exec::ExecSettings;
 pub use impersonation::ImpersonationSettings;
 
@@ -12,6 +14,8 @@ use crate::{ConfigValue, findings::Findings};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StrategySettings {
+    /// Strategy `aws`.
+    pub aws: AwsSettings,
     /// Strategy `exec`.
     pub exec: ExecSettings,
     /// Strategy `impersonation`.
@@ -23,8 +27,9 @@ impl StrategySettings {
         if findings.keep(block.optional_object().map(drop)).is_none() {
             return Self::default();
         }
-        findings.extend(block.unknown_keys(&["exec", "impersonation"]));
+        findings.extend(block.unknown_keys(&["aws", "exec", "impersonation"]));
         Self {
+            aws: AwsSettings::read(&block.child("aws"), findings),
             exec: ExecSettings::read(&block.child("exec"), findings),
             impersonation: ImpersonationSettings::read(&block.child("impersonation"), findings),
         }

@@ -133,7 +133,13 @@ async fn cloud_examples_parse() {
     let eks = include_str!("fixtures/eks.yaml")
         .replace("<unique-identifier>", "abc")
         .replace("<region>", "eu-west-1");
-    let eks = read(&[("app-config.yaml", &eks)], &[("EKS_CA_DATA", &ca_data())]).await;
+    let ca_data = ca_data();
+    let environment = [
+        ("EKS_CA_DATA", ca_data.as_str()),
+        ("AWS_ACCESS_KEY_ID", "AKIA"),
+        ("AWS_SECRET_ACCESS_KEY", "s"),
+    ];
+    let eks = read(&[("app-config.yaml", &eks)], &environment).await;
 
     assert_eq!((&aks.problems, &eks.problems), (&vec![], &vec![]));
     assert_eq!(

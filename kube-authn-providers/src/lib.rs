@@ -4,6 +4,8 @@
 use kube_authn_core::ProviderRegistry;
 
 mod aks;
+#[cfg(feature = "aws")]
+mod aws;
 mod client_certificate;
 #[cfg(feature = "cluster-auth")]
 mod cluster_auth;
@@ -20,6 +22,8 @@ mod service_account;
 #[cfg(test)]
 mod test_support;
 
+#[cfg(feature = "aws")]
+pub use self::aws::{AwsAccount, AwsCallerIdentity, AwsConfig, AwsKeys, AwsProvider};
 #[cfg(feature = "cluster-auth")]
 pub use self::cluster_auth::ClusterAuthProvider;
 pub use self::{

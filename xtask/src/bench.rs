@@ -18,12 +18,13 @@ of their figures beside the budget. ARGUMENTS go to each bench, for example `-- 
 Only ratios of one run mean anything; leave the machine alone meanwhile. benches/README.md
 says what each figure means.";
 
-const NAMES: [&str; 5] = [
+const NAMES: [&str; 6] = [
     "credential_lookup",
     "client_for_new_user",
     "lanes",
     "store",
     "proxy",
+    "eks_token",
 ];
 /// Those that know `--real`.
 const WITH_REAL: [&str; 2] = ["lanes", "proxy"];

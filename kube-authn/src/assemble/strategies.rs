@@ -1,7 +1,11 @@
 //! The strategies of this build, each with its settings: one function per strategy.
 
+#[cfg(feature = "aws")]
+use kube_authn_clusters::AwsAccountConfig;
 use kube_authn_clusters::EffectiveConfig;
 use kube_authn_core::{ProviderRegistry, UpstreamPool};
+#[cfg(feature = "aws")]
+use kube_authn_providers::{AwsAccount, AwsConfig, AwsKeys, AwsProvider};
 use kube_authn_providers::{
     ClientCertificateProvider, ExecProvider, ImpersonationConfig, ImpersonationProvider,
     ServiceAccountProvider, default_registry,
@@ -15,6 +19,8 @@ pub(crate) fn registry(effective: &EffectiveConfig, pool: &UpstreamPool) -> Prov
         .with(ServiceAccountProvider::new().with_token_requests(pool.clone()))
         .with(ClientCertificateProvider::new().with_key_check(crypto_provider()))
         .with(exec(effective));
+    #[cfg(feature = "aws")]
+    let registry = registry.with(aws(effective));
     // Last: all of the above may carry users' names.
     let impersonation = impersonation(effective, &registry);
     registry.with(impersonation)
@@ -47,4 +53,41 @@ pub(super) fn impersonation(
     defaults.groups_prefix = settings.groups_prefix;
     defaults.extra = settings.extra;
     ImpersonationProvider::new(defaults, carriers)
+}
+
+#[cfg(feature = "aws")]
+fn aws(effective: &EffectiveConfig) -> AwsProvider {
+    let (accounts, settings) = (&effective.aws, &effective.kube_authn.strategies.aws);
+    let listed = accounts
+        .accounts
+        .iter()
+        .map(|(id, account)| (id.clone(), aws_account(account)));
+    let mut config = AwsConfig::default();
+    config.main_account = aws_account(&accounts.main_account);
+    config.accounts = listed.collect();
+    config.account_defaults = aws_account(&accounts.account_defaults);
+    config.region.clone_from(&settings.region);
+    config.use_fips = settings.use_fips;
+    config.use_dual_stack = settings.use_dual_stack;
+    config.session_name.clone_from(&settings.session_name);
+    AwsProvider::new(config)
+}
+
+#[cfg(feature = "aws")]
+fn aws_account(written: &AwsAccountConfig) -> AwsAccount {
+    let keys = written.keys.as_ref().map(|(id, secret)| AwsKeys {
+        access_key_id: id.clone(),
+        secret_access_key: secret.clone(),
+    });
+    let mut account = AwsAccount::default();
+    account.keys = keys;
+    account.profile.clone_from(&written.profile);
+    account.role_name.clone_from(&written.role_name);
+    account.partition.clone_from(&written.partition);
+    account.region.clone_from(&written.region);
+    account.external_id.clone_from(&written.external_id);
+    account
+        .web_identity_token_file
+        .clone_from(&written.web_identity_token_file);
+    account
 }
