@@ -47,7 +47,10 @@ pub use self::{
     login::{ExposeToken, Logins},
     outside::Outside,
     schedule::{Cadence, CronPattern, Schedule},
-    strategies::{AwsSettings, ExecSettings, ImpersonationSettings, StrategySettings},
+    strategies::{
+        AwsSettings, AzureManagedIdentity, AzureSettings, ExecSettings, ImpersonationSettings,
+        StrategySettings,
+    },
 };
 
 /// The strategy whose clusters take users' stored logins.

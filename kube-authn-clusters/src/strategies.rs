@@ -1,10 +1,12 @@
 //! `kubeAuthn.strategies`: settings of strategies that hold for all clusters, by their `authProvider`.
 
 mod aws;
+mod azure;
 mod exec;
 mod impersonation;
 
 pub use aws::AwsSettings;
+pub use azure::{AzureManagedIdentity, AzureSettings};
 pub use exec::ExecSettings;
 pub use impersonation::ImpersonationSettings;
 
@@ -16,6 +18,8 @@ use crate::{ConfigValue, findings::Findings};
 pub struct StrategySettings {
     /// Strategy `aws`.
     pub aws: AwsSettings,
+    /// Strategy `azure`.
+    pub azure: AzureSettings,
     /// Strategy `exec`.
     pub exec: ExecSettings,
     /// Strategy `impersonation`.
@@ -27,9 +31,10 @@ impl StrategySettings {
         if findings.keep(block.optional_object().map(drop)).is_none() {
             return Self::default();
         }
-        findings.extend(block.unknown_keys(&["aws", "exec", "impersonation"]));
+        findings.extend(block.unknown_keys(&["aws", "azure", "exec", "impersonation"]));
         Self {
             aws: AwsSettings::read(&block.child("aws"), findings),
+            azure: AzureSettings::read(&block.child("azure"), findings),
             exec: ExecSettings::read(&block.child("exec"), findings),
             impersonation: ImpersonationSettings::read(&block.child("impersonation"), findings),
         }

@@ -36,6 +36,7 @@ pub struct Transport {
     tls: Arc<TlsSettings>,
     connect_timeout: Duration,
     total_timeout: Duration,
+    link_local_http: bool,
 }
 
 impl Transport {
@@ -48,6 +49,7 @@ impl Transport {
             tls: Arc::new(TlsSettings::new(provider, trust)?),
             connect_timeout: CONNECT_TIMEOUT,
             total_timeout: TOTAL_TIMEOUT,
+            link_local_http: false,
         })
     }
 
@@ -56,6 +58,14 @@ impl Transport {
     pub fn with_timeouts(mut self, connect: Duration, total: Duration) -> Self {
         self.connect_timeout = connect;
         self.total_timeout = total;
+        self
+    }
+
+    /// The same client, which also takes http to an IPv4 link-local address (`http://169.254.169.254/`, the address itself
+    /// and never a name): that is where clouds serve a machine its own identity, without TLS, and the packets do not leave
+    /// the link (RFC 3927 section 7).
+    pub fn with_link_local_http(mut self) -> Self {
+        self.link_local_http = true;
         self
     }
 
@@ -108,7 +118,7 @@ impl Transport {
     /// nor http on loopback; `Unavailable` if the server cannot be reached, its certificate is not trusted, or it breaks
     /// off; `Timeout` after the total time; `Unexpected` if the answer is larger than [`MAX_RESPONSE_BYTES`].
     pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>> {
-        let target = Target::of(request.uri())?;
+        let target = Target::of(request.uri(), self.link_local_http)?;
         let deadline = Instant::now() + self.total_timeout;
         let attempts = if request.method() == Method::GET {
             GET_ATTEMPTS
@@ -227,6 +237,8 @@ struct BrokenAnswer(#[source] Box<dyn std::error::Error + Send + Sync>);
 /// Where a request goes, as far as an error may say it.
 struct Target {
     https: bool,
+    /// Plain http to a link-local address.
+    link_local: bool,
     /// `host[:port]`.
     host: String,
     name: String,
@@ -235,11 +247,12 @@ struct Target {
 }
 
 impl Target {
-    fn of(uri: &Uri) -> Result<Self> {
+    fn of(uri: &Uri, link_local_http: bool) -> Result<Self> {
         let url = Url::parse(&uri.to_string())
             .map_err(|source| refuse(None, "its URL is malformed").with_source(source))?;
         let host = url.host_str();
-        if !is_protected(&url) {
+        let link_local = link_local_http && is_link_local_http(&url);
+        if !is_protected(&url) && !link_local {
             return Err(refuse(host, "only https is allowed (http on loopback only)"));
         }
         let (Some(name), Some(port)) = (host, url.port_or_known_default()) else {
@@ -250,6 +263,7 @@ impl Target {
             .map_err(|source| refuse(host, "its host name is malformed").with_source(source))?;
         Ok(Self {
             https: url.scheme() == "https",
+            link_local,
             host: url[url::Position::BeforeHost..url::Position::AfterPort].to_owned(),
             name,
             port,
@@ -264,7 +278,8 @@ impl Target {
             .await
             .map_err(|source| self.unavailable("its name does not resolve").with_source(source))?;
         // Without TLS nothing proves where a name leads: plain http stays on this machine whatever DNS says.
-        for address in addresses.filter(|address| self.https || address.ip().is_loopback()) {
+        for address in addresses.filter(|address| self.https || self.link_local || address.ip().is_loopback())
+        {
             match TcpStream::connect(address).await {
                 Ok(stream) => return Ok(stream),
                 Err(source) => failure = Some(source),
@@ -338,6 +353,11 @@ fn is_protected(url: &Url) -> bool {
     url.scheme() == "https" || (url.scheme() == "http" && loopback)
 }
 
+fn is_link_local_http(url: &Url) -> bool {
+    let link_local = matches!(url.host(), Some(Host::Ipv4(address)) if address.is_link_local());
+    url.scheme() == "http" && link_local
+}
+
 fn refuse(host: Option<&str>, why: &str) -> Error {
     Error::new(
         ErrorKind::ConfigInvalid,
@@ -396,6 +416,23 @@ mod tests {
             "ftp://localhost",
         ] {
             assert!(!protected(url), "{url}");
+        }
+    }
+
+    #[test]
+    fn plain_http_to_a_link_local_address_is_for_those_who_ask_for_it() {
+        let target = |url: &str, asked| {
+            Target::of(&url.parse().expect("a URI"), asked).map(|target| target.link_local)
+        };
+
+        assert!(target("http://169.254.169.254/metadata", true).expect("allowed"));
+        assert!(target("http://169.254.169.254/metadata", false).is_err());
+        for url in [
+            "http://169.254.169.254.example.com/",
+            "http://10.0.0.1/",
+            "http://metadata.google.internal/",
+        ] {
+            assert!(target(url, true).is_err(), "{url}");
         }
     }
 

@@ -6,6 +6,8 @@ use kube_authn_core::ProviderRegistry;
 mod aks;
 #[cfg(feature = "aws")]
 mod aws;
+#[cfg(feature = "azure")]
+mod azure;
 mod client_certificate;
 #[cfg(feature = "cluster-auth")]
 mod cluster_auth;
@@ -24,6 +26,8 @@ mod test_support;
 
 #[cfg(feature = "aws")]
 pub use self::aws::{AwsAccount, AwsCallerIdentity, AwsConfig, AwsKeys, AwsProvider};
+#[cfg(feature = "azure")]
+pub use self::azure::{AzureCloud, AzureConfig, AzureProvider, AzureSource, ManagedIdentity};
 #[cfg(feature = "cluster-auth")]
 pub use self::cluster_auth::ClusterAuthProvider;
 pub use self::{

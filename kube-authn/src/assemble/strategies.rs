@@ -10,6 +10,11 @@ use kube_authn_providers::{
     ClientCertificateProvider, ExecProvider, ImpersonationConfig, ImpersonationProvider,
     ServiceAccountProvider, default_registry,
 };
+#[cfg(feature = "azure")]
+use {
+    kube_authn_clusters::AzureManagedIdentity,
+    kube_authn_providers::{AzureCloud, AzureConfig, AzureProvider, AzureSource, ManagedIdentity},
+};
 
 use super::crypto_provider;
 
@@ -21,9 +26,59 @@ pub(crate) fn registry(effective: &EffectiveConfig, pool: &UpstreamPool) -> Prov
         .with(exec(effective));
     #[cfg(feature = "aws")]
     let registry = registry.with(aws(effective));
+    #[cfg(feature = "azure")]
+    let registry = registry.with(azure(effective));
     // Last: all of the above may carry users' names.
     let impersonation = impersonation(effective, &registry);
     registry.with(impersonation)
+}
+
+#[cfg(feature = "azure")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a named reader: the variables of Azure's own libraries"
+)]
+fn azure(effective: &EffectiveConfig) -> AzureProvider {
+    let settings = &effective.kube_authn.strategies.azure;
+    let mut config = AzureConfig::default();
+    config.cloud = settings
+        .cloud
+        .as_deref()
+        .and_then(AzureCloud::parse)
+        .unwrap_or_default();
+    config.authority_host.clone_from(&settings.authority_host);
+    config.ca.clone_from(&settings.ca);
+    config.tenant_id.clone_from(&settings.tenant_id);
+    config.client_id.clone_from(&settings.client_id);
+    config.client_secret.clone_from(&settings.client_secret);
+    config.certificate_file.clone_from(&settings.certificate_file);
+    config
+        .certificate_key_file
+        .clone_from(&settings.certificate_key_file);
+    config.send_certificate_chain = settings.send_certificate_chain;
+    config
+        .federated_token_file
+        .clone_from(&settings.federated_token_file);
+    config.managed_identity = settings.managed_identity.clone().and_then(managed_identity);
+    let sources = |names: &Vec<String>| names.iter().filter_map(|name| AzureSource::parse(name)).collect();
+    config.sources = settings.sources.as_ref().map(sources);
+    config.server_application.clone_from(&settings.server_application);
+    config.azure_cli_path.clone_from(&settings.azure_cli_path);
+    config
+        .azure_developer_cli_path
+        .clone_from(&settings.azure_developer_cli_path);
+    AzureProvider::new(config, crypto_provider(), &|name: &str| std::env::var(name).ok())
+}
+
+#[cfg(feature = "azure")]
+fn managed_identity(written: AzureManagedIdentity) -> Option<ManagedIdentity> {
+    Some(match written {
+        AzureManagedIdentity::SystemAssigned => ManagedIdentity::SystemAssigned,
+        AzureManagedIdentity::ClientId(id) => ManagedIdentity::ClientId(id),
+        AzureManagedIdentity::ObjectId(id) => ManagedIdentity::ObjectId(id),
+        AzureManagedIdentity::ResourceId(id) => ManagedIdentity::ResourceId(id),
+        _ => return None,
+    })
 }
 
 fn exec(effective: &EffectiveConfig) -> ExecProvider {
