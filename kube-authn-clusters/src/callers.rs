@@ -259,7 +259,7 @@ fn portal_url(backend_url: &ConfigValue<'_>) -> Result<Url, Problem> {
     http_url(backend_url, &format!("{base}/api/auth"))
 }
 
-fn http_url(place: &ConfigValue<'_>, text: &str) -> Result<Url, Problem> {
+pub(crate) fn http_url(place: &ConfigValue<'_>, text: &str) -> Result<Url, Problem> {
     let refuse = |what: &str| place.problem(format!("not a base URL: {what}"));
     let url = Url::parse(text.trim_end_matches('/')).map_err(|error| refuse(&error.to_string()))?;
     match () {

@@ -235,7 +235,9 @@ fn service_locator(block: &ConfigValue<'_>, findings: &mut Findings) {
 
 fn unsupported(locator: &str) -> String {
     let hint = match locator {
-        "catalog" | "gke" => " (this program is built without it, or brings nobody to ask)",
+        "catalog" | "gke" => {
+            " (this program is built without it, or nobody is there to ask: see the other errors)"
+        }
         _ => "",
     };
     format!("Unsupported kubernetes.clusterLocatorMethods: \"{locator}\"{hint}")

@@ -1,9 +1,13 @@
-//! The block `kubeAuthn`: callers, store, encryption, strategies.
+//! The block `kubeAuthn`: callers, store, encryption, catalog, strategies.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use kube_authn_core::{KeyId, Problem, Secret};
 
 use crate::{AppConfig, CallerConfig, ConfigValue, StrategySettings, callers, findings::Findings};
+
+mod catalog;
+
+pub use self::catalog::CatalogConfig;
 
 /// What the block `kubeAuthn` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +19,8 @@ pub struct KubeAuthnConfig {
     pub store: Option<StoreConfig>,
     /// The keys that stored logins are sealed with: the first one writes, all read. Empty if none is configured.
     pub encryption_keys: Vec<EncryptionKey>,
+    /// The catalog that locator `catalog` asks.
+    pub catalog: Option<CatalogConfig>,
     /// Settings of strategies that hold for all clusters.
     pub strategies: StrategySettings,
 }
@@ -50,12 +56,13 @@ impl KubeAuthnConfig {
         if findings.keep(block.optional_object().map(drop)).is_none() {
             return Self::default();
         }
-        findings.extend(block.unknown_keys(&["callers", "store", "encryption", "strategies"]));
+        findings.extend(block.unknown_keys(&["callers", "store", "encryption", "catalog", "strategies"]));
         Self {
             callers: callers::read(&block.child("callers"), &backend_url, findings),
             store: store(&block.child("store"), findings),
             encryption_keys: encryption_keys(&block.child("encryption"), findings),
-            strategies: StrategySettings::read(&block.child("strategies"), findings),
+            catalog: CatalogConfig::read(config, findings),
+            strategies: StrategySettings::read(config, &block.child("strategies"), findings),
         }
     }
 }

@@ -41,15 +41,15 @@ pub use self::{
     combined::CombinedLocator,
     config::ConfigLocator,
     effective::EffectiveConfig,
-    kube_authn::{EncryptionKey, KubeAuthnConfig, StoreConfig},
+    kube_authn::{CatalogConfig, EncryptionKey, KubeAuthnConfig, StoreConfig},
     kubeconfig::KubeconfigLocator,
     local_kubectl_proxy::LocalKubectlProxyLocator,
     login::{ExposeToken, Logins},
     outside::Outside,
     schedule::{Cadence, CronPattern, Schedule},
     strategies::{
-        AwsSettings, AzureManagedIdentity, AzureSettings, ExecSettings, ImpersonationSettings,
-        StrategySettings,
+        AwsSettings, AzureManagedIdentity, AzureSettings, ExecSettings, GoogleServiceAccountSettings,
+        ImpersonationSettings, StrategySettings,
     },
 };
 

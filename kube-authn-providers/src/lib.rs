@@ -14,6 +14,8 @@ mod cluster_auth;
 mod command;
 mod exec;
 mod google;
+#[cfg(feature = "google-service-account")]
+mod google_service_account;
 mod impersonation;
 mod local_kubectl_proxy;
 mod offered;
@@ -30,6 +32,11 @@ pub use self::aws::{AwsAccount, AwsCallerIdentity, AwsConfig, AwsKeys, AwsProvid
 pub use self::azure::{AzureCloud, AzureConfig, AzureProvider, AzureSource, ManagedIdentity};
 #[cfg(feature = "cluster-auth")]
 pub use self::cluster_auth::ClusterAuthProvider;
+#[cfg(feature = "google-service-account")]
+pub use url;
+
+#[cfg(feature = "google-service-account")]
+pub use self::google_service_account::{GoogleCredentials, GoogleServiceAccountProvider};
 pub use self::{
     aks::AksProvider,
     client_certificate::ClientCertificateProvider,

@@ -14,6 +14,7 @@ use rustls::crypto::CryptoProvider;
 
 use crate::service::caller_problems;
 
+mod outside;
 pub(crate) mod strategies;
 
 /// The configuration as a whole, every problem in it included: what `kube-authn check` prints.
@@ -28,7 +29,10 @@ pub async fn effective_config(config: &AppConfig) -> EffectiveConfig {
 
 /// All blocks of the configuration, before any strategy has looked at its clusters.
 pub(crate) async fn read_effective(config: &AppConfig) -> EffectiveConfig {
-    EffectiveConfig::read(config).await
+    let (outside, problems) = outside::outside(config);
+    let mut effective = EffectiveConfig::read_with(config, &outside).await;
+    effective.problems.extend(problems);
+    effective
 }
 
 /// As [`effective_config`], for a program that knows its callers by itself.

@@ -97,7 +97,7 @@ async fn settings_of_the_block_have_the_peers_texts() {
         (
             "kubernetes: { clusterLocatorMethods: [{ type: gke }] }".to_owned(),
             "kubernetes.clusterLocatorMethods[0].type",
-            "Unsupported kubernetes.clusterLocatorMethods: \"gke\" (this program is built without it, or brings nobody to ask)",
+            "Unsupported kubernetes.clusterLocatorMethods: \"gke\" (this program is built without it, or nobody is there to ask: see the other errors)",
         ),
         (
             "kubernetes: { clusterLocatorMethods: [{ type: config }] }".to_owned(),

@@ -3,6 +3,8 @@
 #[cfg(feature = "aws")]
 use kube_authn_clusters::AwsAccountConfig;
 use kube_authn_clusters::EffectiveConfig;
+#[cfg(feature = "google-service-account")]
+use kube_authn_clusters::GoogleServiceAccountSettings;
 use kube_authn_core::{ProviderRegistry, UpstreamPool};
 #[cfg(feature = "aws")]
 use kube_authn_providers::{AwsAccount, AwsConfig, AwsKeys, AwsProvider};
@@ -10,6 +12,8 @@ use kube_authn_providers::{
     ClientCertificateProvider, ExecProvider, ImpersonationConfig, ImpersonationProvider,
     ServiceAccountProvider, default_registry,
 };
+#[cfg(feature = "google-service-account")]
+use kube_authn_providers::{GoogleCredentials, GoogleServiceAccountProvider};
 #[cfg(feature = "azure")]
 use {
     kube_authn_clusters::AzureManagedIdentity,
@@ -28,6 +32,10 @@ pub(crate) fn registry(effective: &EffectiveConfig, pool: &UpstreamPool) -> Prov
     let registry = registry.with(aws(effective));
     #[cfg(feature = "azure")]
     let registry = registry.with(azure(effective));
+    #[cfg(feature = "google-service-account")]
+    let registry = registry.with(google_service_account(
+        &effective.kube_authn.strategies.google_service_account,
+    ));
     // Last: all of the above may carry users' names.
     let impersonation = impersonation(effective, &registry);
     registry.with(impersonation)
@@ -145,4 +153,25 @@ fn aws_account(written: &AwsAccountConfig) -> AwsAccount {
         .web_identity_token_file
         .clone_from(&written.web_identity_token_file);
     account
+}
+
+#[cfg(feature = "google-service-account")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a named reader: the variables of Google's tools"
+)]
+pub(super) fn google_service_account(
+    settings: &GoogleServiceAccountSettings,
+) -> GoogleServiceAccountProvider {
+    let credentials = match (&settings.credentials, &settings.credentials_file) {
+        (Some(json), _) => GoogleCredentials::Json(json.clone()),
+        (None, Some(path)) => GoogleCredentials::File(path.clone()),
+        (None, None) => GoogleCredentials::Default,
+    };
+    let env = |name: &str| std::env::var(name).ok();
+    let provider = GoogleServiceAccountProvider::new(credentials, super::crypto_provider(), &env);
+    match &settings.impersonate {
+        Some(account) => provider.with_impersonation(account),
+        None => provider,
+    }
 }

@@ -33,7 +33,10 @@ pub(super) fn credential_source(cluster: &ClusterDetails) -> String {
             None => "EKS token of the main account".to_owned(),
         },
         "azure" => "Entra token of the application".to_owned(),
-        "googleServiceAccount" => "Google access token of the application".to_owned(),
+        "googleServiceAccount" => match option("googleServiceAccount", "impersonate") {
+            Some(account) => format!("Google access token of {account}"),
+            None => "Google access token of the application".to_owned(),
+        },
         "exec" => {
             let command = option("exec", "command").unwrap_or_default();
             format!("the plugin {command}")
