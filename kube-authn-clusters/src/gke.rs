@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{Request, StatusCode, header};
 use kube_authn_core::{
     AccessTokenSource, ClusterDetails, ClusterLocator, Error, ErrorKind, Located, Problem, Result, Transport,
     http,
@@ -96,9 +96,9 @@ impl GkeLocator {
         }
         let token = self.api.tokens.access_token().await;
         let token = token.map_err(|error| failed(error.kind(), &error.to_string()).with_source(error))?;
-        let mut line = HeaderValue::from_bytes(&[b"Bearer ", token.expose()].concat())
+        let line = token
+            .to_bearer()
             .map_err(|_| failed(ErrorKind::Unexpected, "the access token is no text of a header"))?;
-        line.set_sensitive(true);
         let request = Request::get(url.as_str())
             .header(header::ACCEPT, "application/json")
             .header(header::AUTHORIZATION, line)

@@ -4,7 +4,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{Request, StatusCode, header};
 use kube_authn_core::{EntityReader, Error, ErrorKind, Result, Secret, Transport, http};
 use serde::Deserialize;
 use serde_json::Value;
@@ -56,9 +56,9 @@ impl BackstageCatalog {
         };
         let mut request = Request::get(url.as_str()).header(header::ACCEPT, "application/json");
         if let Some(token) = &self.token {
-            let mut line = HeaderValue::from_bytes(&[b"Bearer ", token.expose()].concat())
+            let line = token
+                .to_bearer()
                 .map_err(|_| self.failed(ErrorKind::ConfigInvalid, "the token is no text of a header"))?;
-            line.set_sensitive(true);
             request = request.header(header::AUTHORIZATION, line);
         }
         let request = request.body(Bytes::new()).map_err(|source| {
