@@ -137,11 +137,7 @@ pub(crate) fn access_of(
     for warning in &effective.warnings {
         tracing::warn!("{warning}");
     }
-    let clusters = effective
-        .clusters
-        .iter()
-        .map(|cluster| in_cluster(cluster, &effective))
-        .collect::<Result<Vec<_>>>()?;
+    let clusters = located(&effective).collect::<Result<Vec<_>>>()?;
     let access = ClusterAccess::new(Clusters::new(clusters), CachingProvider::new(registry), pool);
     let access = match stream_grace(&effective.logins) {
         Some(grace) => access.with_stream_grace(grace),
@@ -218,20 +214,22 @@ fn cluster_auth(vault: TokenVault, logins: &Logins) -> ClusterAuthProvider {
     ClusterAuthProvider::new(vault, by_cluster, logins.default_login().cloned())
 }
 
-/// The cluster that this pod runs in gets its real address; every other one stays as it is.
+/// The clusters where they are: the one that this pod runs in gets its real address, every other one stays as it is.
 #[allow(
     clippy::disallowed_methods,
     reason = "a named reader: KUBERNETES_SERVICE_HOST and _PORT of the pod"
 )]
-pub(crate) fn in_cluster(cluster: &ClusterDetails, effective: &EffectiveConfig) -> Result<ClusterDetails> {
+pub(crate) fn located(effective: &EffectiveConfig) -> impl Iterator<Item = Result<ClusterDetails>> {
     let env = |name: &str| std::env::var(name).ok();
     let service_account = ServiceAccountProvider::new();
-    let carrier = strategies::impersonation(effective, &ProviderRegistry::new()).carrier(cluster);
-    let found = match carrier.as_deref() {
-        Some(ServiceAccountProvider::NAME) => service_account.in_cluster_as_carrier(&env, cluster)?,
-        _ => service_account.in_cluster(&env, cluster)?,
-    };
-    Ok(found.unwrap_or_else(|| cluster.clone()))
+    let impersonation = strategies::impersonation(effective, &ProviderRegistry::new());
+    effective.clusters.iter().map(move |cluster| {
+        let found = match impersonation.carrier(cluster).as_deref() {
+            Some(ServiceAccountProvider::NAME) => service_account.in_cluster_as_carrier(&env, cluster)?,
+            _ => service_account.in_cluster(&env, cluster)?,
+        };
+        Ok(found.unwrap_or_else(|| cluster.clone()))
+    })
 }
 
 /// The process's own crypto provider if it installed one, else aws-lc-rs.

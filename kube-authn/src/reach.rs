@@ -12,7 +12,7 @@ use kube_authn_core::{
     serde_json::{self, Value, json},
 };
 
-use crate::assemble::{crypto_provider, in_cluster, strategies};
+use crate::assemble::{crypto_provider, located, strategies};
 
 /// What came of trying one cluster.
 #[derive(Clone, Debug)]
@@ -44,11 +44,7 @@ pub enum Identity {
 /// Tries all clusters of a configuration that can be used: `SelfSubjectReview` with the application's credential; where
 /// credentials are users' own, any answer counts. In the order of the configuration.
 pub async fn reach(effective: &EffectiveConfig) -> Vec<Reach> {
-    let clusters = effective
-        .clusters
-        .iter()
-        .map(|cluster| in_cluster(cluster, effective));
-    let clusters: Vec<Result<ClusterDetails>> = clusters.collect();
+    let clusters: Vec<Result<ClusterDetails>> = located(effective).collect();
     let usable = clusters.iter().flatten().cloned().collect();
     let pool = UpstreamPool::new(crypto_provider()).with_head_timeout(PATIENCE);
     let registry = strategies::registry(effective, &pool);

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use kube_authn_clusters::{AppConfig, EffectiveConfig, InvalidConfig, Logins};
-use kube_authn_core::{ClusterAccess, Error, ErrorKind, Problem, Result, TokenVault, serde_json::Value};
+use kube_authn_core::{
+    ClusterAccess, ClusterDetails, ClusterSet, Error, ErrorKind, Problem, Result, TokenVault,
+    serde_json::Value,
+};
 use kube_authn_http::ClusterAuth;
 use kube_authn_providers::ClusterAuthProvider;
 use tokio::sync::Mutex;
 
 use crate::{
-    assemble::{in_cluster, read_effective, validated},
+    assemble::{located, read_effective, validated},
     service::logins,
 };
 
@@ -78,27 +81,20 @@ impl Reload {
         let mut effective = effective.into_valid()?;
         // What is said of logins takes a restart.
         effective.logins = state.logins.clone();
-        let clusters = effective
-            .clusters
-            .iter()
-            .map(|cluster| in_cluster(cluster, &effective))
-            .collect::<Result<Vec<_>>>()?;
-
-        // Made before anything is put in force: it may fail.
-        let logins = match &self.cluster_auth {
-            Some((_, vault)) => Some(logins(&effective, vault)?),
-            None => None,
-        };
-        let before = self.access.clusters().current();
-        self.access.clusters().replace(&clusters);
-        let now = self.access.clusters().current();
-        self.access.credentials().retain_clusters(&now);
-        let changed = !before
-            .iter()
-            .map(|cluster| cluster.stamp())
-            .eq(now.iter().map(|cluster| cluster.stamp()));
-        if let (Some((cluster_auth, _)), Some(logins), true) = (&self.cluster_auth, logins, changed) {
-            cluster_auth.replace_logins(logins);
+        let clusters = located(&effective).collect::<Result<Vec<_>>>()?;
+        let changed = !is_in_force(&clusters, &self.access.clusters().current());
+        if changed {
+            // Made before anything is put in force: it may fail.
+            let logins = match &self.cluster_auth {
+                Some((cluster_auth, vault)) => Some((cluster_auth, logins(&effective, vault)?)),
+                None => None,
+            };
+            self.access.clusters().replace(&clusters);
+            let now = self.access.clusters().current();
+            self.access.credentials().retain_clusters(&now);
+            if let Some((cluster_auth, logins)) = logins {
+                cluster_auth.replace_logins(logins);
+            }
         }
         state.config = json;
         state.effective = effective;
@@ -107,8 +103,7 @@ impl Reload {
 
     /// A store is opened at the start alone.
     fn refuse_logins_without_vault(&self, effective: &EffectiveConfig) -> Result<()> {
-        let takes_logins =
-            |cluster: &&kube_authn_core::ClusterDetails| cluster.auth_provider() == ClusterAuthProvider::NAME;
+        let takes_logins = |cluster: &&ClusterDetails| cluster.auth_provider() == ClusterAuthProvider::NAME;
         match (&self.cluster_auth, effective.clusters.iter().find(takes_logins)) {
             (None, Some(cluster)) => {
                 let name = cluster.name().as_str();
@@ -121,6 +116,12 @@ impl Reload {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether the set in force is of these clusters, in this order.
+fn is_in_force(clusters: &[ClusterDetails], current: &ClusterSet) -> bool {
+    let pairs = || clusters.iter().zip(current.iter());
+    clusters.len() == current.iter().len() && pairs().all(|(new, old)| new.same_content(old))
 }
 
 impl State {

@@ -163,6 +163,19 @@ async fn file_that_is_wrong_leaves_the_old_list_in_force_and_names_every_problem
 }
 
 #[tokio::test]
+async fn name_that_two_locators_list_is_no_change_at_every_look() {
+    let running = Running::start(&json!([cluster("a")])).await;
+    let mut other = cluster("a");
+    other["url"] = "https://other.invalid".into();
+    let methods = [cluster("a"), other].map(|cluster| json!({ "type": "config", "clusters": [cluster] }));
+    let config = json!({ "kubernetes": { "clusterLocatorMethods": methods } });
+    fs::write(path(running.folder.path()), config.to_string()).unwrap();
+
+    assert!(running.reload().await.unwrap());
+    assert!(!running.reload().await.unwrap());
+}
+
+#[tokio::test]
 async fn secret_in_a_file_of_its_own_follows_the_file() {
     let (url, heard) = api_server();
     let running = Running::start(&json!([{
