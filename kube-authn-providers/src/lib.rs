@@ -23,6 +23,8 @@ mod oidc;
 mod options;
 mod regular_file;
 mod service_account;
+#[cfg(any(feature = "aws", feature = "azure"))]
+mod shared_slots;
 #[cfg(test)]
 mod test_support;
 
@@ -38,12 +40,13 @@ pub use url;
 #[cfg(feature = "google-service-account")]
 pub use self::google_service_account::{GoogleCredentials, GoogleServiceAccountProvider};
 pub use self::{
-    aks::AksProvider,
+    aks::{Aks, AksProvider},
     client_certificate::ClientCertificateProvider,
     exec::ExecProvider,
-    google::GoogleProvider,
+    google::{Google, GoogleProvider},
     impersonation::{ImpersonationConfig, ImpersonationProvider},
     local_kubectl_proxy::LocalKubectlProxyProvider,
+    offered::{Offered, OfferedTokenProvider},
     oidc::OidcProvider,
     service_account::{DEFAULT_FOLDER, ServiceAccountProvider},
 };

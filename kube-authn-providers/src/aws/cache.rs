@@ -1,23 +1,16 @@
 //! Credentials by link: each loaded once for all who wait, ahead of its end, and again after a failure.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{future::Future, sync::Mutex, time::Duration};
 
 use aws_credential_types::Credentials;
 use aws_smithy_runtime_api::client::identity::Identity;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use kube_authn_core::{Clock, Error, usable};
-use tokio::{
-    sync::Mutex as AsyncMutex,
-    time::{Instant, timeout},
-};
+use tokio::{sync::Mutex as AsyncMutex, time::timeout};
 use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber};
 
 use super::{accounts::Link, error::AwsError};
+use crate::shared_slots::{Failure, SharedSlots, lock, seconds};
 
 /// Credentials as the signer wants them.
 #[derive(Clone, Debug)]
@@ -27,9 +20,8 @@ pub(super) struct Held {
     pub(super) expires_at: Option<Timestamp>,
 }
 
-/// All slots, bounded at [`MAX_SLOTS`].
-#[derive(Debug, Default)]
-pub(super) struct Slots(Mutex<HashMap<Link, Arc<Slot>>>);
+/// All slots.
+pub(super) type Slots = SharedSlots<Link, Slot>;
 
 /// The credentials of one link.
 #[derive(Debug, Default)]
@@ -45,36 +37,6 @@ struct State {
     loaded_at: Timestamp,
     /// When to load again.
     due: Timestamp,
-    /// When last asked for: the slot longest unasked makes room.
-    used: Timestamp,
-}
-
-#[derive(Debug)]
-struct Failure {
-    error: Error,
-    pause: Duration,
-    until: Instant,
-}
-
-impl Slots {
-    pub(super) fn slot(&self, link: &Link, now: Timestamp) -> Arc<Slot> {
-        let mut slots = lock(&self.0);
-        if let Some(slot) = slots.get(link) {
-            lock(&slot.state).used = now;
-            return slot.clone();
-        }
-        if slots.len() >= MAX_SLOTS {
-            let longest_unasked = slots
-                .iter()
-                .min_by_key(|(_, slot)| lock(&slot.state).used)
-                .map(|(link, _)| link.clone());
-            longest_unasked.and_then(|link| slots.remove(&link));
-        }
-        let slot = Arc::new(Slot::default());
-        lock(&slot.state).used = now;
-        slots.insert(link.clone(), slot.clone());
-        slot
-    }
 }
 
 impl Slot {
@@ -107,7 +69,7 @@ impl Slot {
         if let Some(held) = self.fresh(clock.now()) {
             return Ok(held);
         }
-        if let Some(known) = failure.as_ref().filter(|known| Instant::now() < known.until) {
+        if let Some(known) = failure.as_ref().filter(|known| known.counts()) {
             return self.serving(clock.now()).ok_or_else(|| known.error.clone());
         }
         match self.load(clock, load).await {
@@ -198,28 +160,6 @@ impl Held {
     }
 }
 
-impl Failure {
-    fn after(last: Option<&Self>, error: &Error) -> Self {
-        let pause = last.map_or(FIRST_PAUSE, |last| (last.pause * 2).min(LONGEST_PAUSE));
-        Self {
-            error: error.clone(),
-            pause,
-            until: Instant::now() + pause,
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn seconds(duration: Duration) -> SignedDuration {
-    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
-}
-
-/// Accounts times roles times regions; far more than a configuration names.
-const MAX_SLOTS: usize = 1024;
-
 /// A token lives 14 minutes.
 const MARGIN: Duration = Duration::from_secs(16 * 60);
 const READ_AGAIN_AFTER: Duration = Duration::from_secs(15 * 60);
@@ -229,9 +169,6 @@ const RELOAD_PAUSE: Duration = Duration::from_secs(60);
 
 /// Longer than the SDK's own limits together, which do not hold for child processes.
 const LOAD_LIMIT: Duration = Duration::from_secs(20);
-
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,13 @@
 //! Tokens by what is wanted: each obtained once for all who wait, ahead of its end, and again after a failure.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use kube_authn_core::{Clock, Credential, Error, ErrorKind, Result, Secret};
-use tokio::{sync::Mutex as AsyncMutex, time::Instant};
+use tokio::sync::Mutex as AsyncMutex;
 
 use super::{
     chain::Chain,
@@ -16,6 +15,7 @@ use super::{
     options::Wanted,
     settings::AzureSource,
 };
+use crate::shared_slots::{Failure, SharedSlots, lock, seconds};
 
 /// A token as a source gave it.
 #[derive(Clone, Debug)]
@@ -24,9 +24,9 @@ pub(super) struct Fetched {
     pub(super) expires_at: Timestamp,
 }
 
-/// All tokens, bounded at [`MAX_SLOTS`].
+/// All tokens.
 #[derive(Debug, Default)]
-pub(super) struct Tokens(Mutex<HashMap<Wanted, Arc<Slot>>>);
+pub(super) struct Tokens(SharedSlots<Wanted, Slot>);
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -41,8 +41,6 @@ struct State {
     /// The source that gave a token: from then on no other is asked, it may be somebody else.
     source: Option<AzureSource>,
     failure: Option<Failure>,
-    /// When last asked for: the slot longest unasked makes room.
-    used: Timestamp,
 }
 
 #[derive(Clone, Debug)]
@@ -53,13 +51,6 @@ struct Held {
     due: Timestamp,
 }
 
-#[derive(Debug)]
-struct Failure {
-    error: Error,
-    pause: Duration,
-    until: Instant,
-}
-
 impl Tokens {
     /// A token that is valid now.
     pub(super) async fn credential(
@@ -68,7 +59,7 @@ impl Tokens {
         chain: &Arc<Chain>,
         clock: &Arc<dyn Clock>,
     ) -> Result<Credential> {
-        let slot = self.slot(&wanted, clock.now());
+        let slot = self.0.slot(&wanted, clock.now());
         if let Some(credential) = slot.fresh(clock.now()) {
             return Ok(credential);
         }
@@ -91,20 +82,7 @@ impl Tokens {
 
     /// The API server refused this one. Whether another try may give another one.
     pub(super) fn refuse(&self, wanted: &Wanted, refused: &Credential, now: Timestamp) -> bool {
-        let slot = lock(&self.0).get(wanted).cloned();
-        slot.is_some_and(|slot| slot.refuse(refused, now))
-    }
-
-    fn slot(&self, wanted: &Wanted, now: Timestamp) -> Arc<Slot> {
-        let mut slots = lock(&self.0);
-        if !slots.contains_key(wanted) && slots.len() >= MAX_SLOTS {
-            let longest_unasked = slots.iter().min_by_key(|(_, slot)| lock(&slot.state).used);
-            let longest_unasked = longest_unasked.map(|(wanted, _)| wanted.clone());
-            longest_unasked.and_then(|wanted| slots.remove(&wanted));
-        }
-        let slot = slots.entry(wanted.clone()).or_default().clone();
-        lock(&slot.state).used = now;
-        slot
+        self.0.get(wanted).is_some_and(|slot| slot.refuse(refused, now))
     }
 }
 
@@ -131,10 +109,7 @@ impl Slot {
         }
         let (source, known_failure) = {
             let state = lock(&self.state);
-            let failure = state
-                .failure
-                .as_ref()
-                .filter(|failure| Instant::now() < failure.until);
+            let failure = state.failure.as_ref().filter(|failure| failure.counts());
             (state.source, failure.map(|failure| failure.error.clone()))
         };
         if let Some(error) = known_failure {
@@ -208,36 +183,8 @@ impl Held {
     }
 }
 
-impl Failure {
-    fn after(last: Option<&Self>, error: &Error) -> Self {
-        let pause = last.map_or(FIRST_PAUSE, |last| (last.pause * 2).min(LONGEST_PAUSE));
-        let pause = error
-            .retry_after()
-            .map_or(pause, |asked| asked.clamp(pause, LONGEST_PAUSE));
-        Self {
-            error: error.clone(),
-            pause,
-            until: Instant::now() + pause,
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn seconds(duration: Duration) -> SignedDuration {
-    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
-}
-
-/// Tenants times clients times server applications: more than a configuration names.
-const MAX_SLOTS: usize = 1024;
-
 /// Backstage's strategy renews with as much life left; tokens live an hour or a day.
 const MARGIN: Duration = Duration::from_secs(15 * 60);
 
 /// A token that is refused although it is younger than this is refused for another reason than its age.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
-
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use kube_authn_core::{ErrorKind, ManualClock};
 
 use super::*;
+use crate::shared_slots::{FIRST_PAUSE, LONGEST_PAUSE};
 
 const NOW: i64 = 1_000_000;
 
@@ -155,22 +156,6 @@ async fn refusal_makes_the_next_call_load_once_a_minute() {
     assert!(slot.refuse(clock.now()));
     assert_eq!(ask(&slot, &clock, &source, Some(3600)).await, "key 2");
     assert!(!slot.refuse(clock.now()), "loaded just now");
-}
-
-#[test]
-fn the_slot_longest_unasked_makes_room() {
-    let slots = Slots::default();
-    let link = |number: usize| Link::Keys(Some(number.to_string().into()));
-    for number in 0..MAX_SLOTS {
-        slots.slot(&link(number), at(NOW + number as i64));
-    }
-    slots.slot(&link(0), at(NOW + 5000));
-
-    slots.slot(&link(MAX_SLOTS), at(NOW + 5001));
-
-    let kept = lock(&slots.0);
-    assert_eq!(kept.len(), MAX_SLOTS);
-    assert!(kept.contains_key(&link(0)) && !kept.contains_key(&link(1)));
 }
 
 #[test]
