@@ -14,14 +14,12 @@ mod subjects;
 #[path = "lanes/upstream.rs"]
 mod upstream;
 
-use std::{
-    env,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use kube_authn_benches::{
     loopback,
     measure::{Rounds, cpu_time, median_and_p99, micros, report},
+    options::Options,
 };
 use rustls::crypto::aws_lc_rs;
 use subjects::{Caller, Callers, SUBJECTS, Subject};
@@ -45,34 +43,12 @@ struct Run {
     connections: f64,
 }
 
-struct Options {
-    real: bool,
-    rounds: usize,
-    span: Duration,
-}
-
-impl Options {
-    fn from_arguments() -> Self {
-        let number = |name: &str| {
-            env::args()
-                .skip_while(|argument| argument != name)
-                .nth(1)
-                .map(|value| value.parse::<u16>().expect("a number"))
-        };
-        Self {
-            real: env::args().any(|argument| argument == "--real"),
-            rounds: number("--rounds").map_or(3, usize::from),
-            span: Duration::from_millis(number("--millis").map_or(400, u64::from)),
-        }
-    }
-}
-
 fn main() {
     loopback::serve_if_asked();
     aws_lc_rs::default_provider()
         .install_default()
         .expect("the only provider");
-    let options = Options::from_arguments();
+    let options = Options::from_arguments(3, 400);
     let runtime = Runtime::new().expect("a runtime");
     let mut upstream = match options.real {
         true => runtime.block_on(Upstream::real()),

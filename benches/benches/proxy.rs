@@ -23,11 +23,12 @@ mod summary;
 #[path = "proxy/upstream.rs"]
 mod upstream;
 
-use std::{env, time::Duration};
+use std::time::Duration;
 
 use kube_authn_benches::{
     loopback,
     measure::{Rounds, micros},
+    options::Options,
     process::{cpu_of, memory_of, move_to_cpu, on_cpu},
 };
 use kube_authn_e2e::Authority;
@@ -66,35 +67,13 @@ pub(crate) struct Asked {
 
 type Cell = Rounds<Run, { SUBJECTS.len() }>;
 
-struct Options {
-    real: bool,
-    rounds: usize,
-    span: Duration,
-}
-
-impl Options {
-    fn from_arguments() -> Self {
-        let number = |name: &str| {
-            env::args()
-                .skip_while(|argument| argument != name)
-                .nth(1)
-                .map(|value| value.parse::<u16>().expect("a number"))
-        };
-        Self {
-            real: env::args().any(|argument| argument == "--real"),
-            rounds: number("--rounds").map_or(5, usize::from),
-            span: Duration::from_millis(number("--millis").map_or(1000, u64::from)),
-        }
-    }
-}
-
 fn main() {
     loopback::serve_if_asked();
     load_if_asked();
     aws_lc_rs::default_provider()
         .install_default()
         .expect("the only provider");
-    let options = Options::from_arguments();
+    let options = Options::from_arguments(5, 1_000);
     let programs = Programs::ensure();
     match options.real {
         // It takes a processor and more by itself.

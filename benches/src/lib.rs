@@ -3,6 +3,7 @@
 pub mod api_server;
 pub mod loopback;
 pub mod measure;
+pub mod options;
 pub mod process;
 
 use std::{sync::Arc, time::Duration};
