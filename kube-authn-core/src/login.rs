@@ -50,28 +50,38 @@ impl LoginConfig {
     /// Whether a stored login is the principal's own, and not one that somebody else left under the name that she has now.
     /// If it is not, emits [`AuditEvent::LoginWithheld`].
     ///
-    /// Logins are found by name, and a name can pass on. Where the principal's own token is of the login's issuer, its subject
-    /// decides. Only where the binding compares subjects, too: by other rules a login may have another subject than its user's
-    /// token, at an issuer that gives each client a subject of its own (OpenID Connect Core section 8.1, `pairwise`).
+    /// Logins are found by name, and a name can pass on. A token of the issuer whose token brought the login
+    /// ([`Login::owner`]) must name the same subject; and so must one of the login's own issuer where the binding compares
+    /// subjects: by other rules a login may have another subject than its user's token, at an issuer that gives each client a
+    /// subject of its own (OpenID Connect Core section 8.1, `pairwise`).
     pub fn is_own(&self, principal: &Principal, login: &Login) -> bool {
-        let compares = match &self.binding {
+        let Some((issuer, caller)) = principal.verified() else {
+            return true;
+        };
+        let brought_by = login.owner().filter(|(owner, _)| *owner == issuer);
+        let bound = (self.compares_subjects() && *issuer == login.key.issuer)
+            .then_some((issuer, &login.metadata.subject));
+        let Some((_, subject)) = brought_by
+            .into_iter()
+            .chain(bound)
+            .find(|(_, subject)| *subject != caller)
+        else {
+            return true;
+        };
+        AuditEvent::LoginWithheld {
+            principal: &login.key.principal,
+            issuer,
+            subject,
+            caller,
+        }
+        .emit();
+        false
+    }
+
+    fn compares_subjects(&self) -> bool {
+        match &self.binding {
             IdentityBinding::Auto => true,
             IdentityBinding::Rules(rules) => rules.contains(&BindingRule::Subject),
-        };
-        match principal.verified() {
-            Some((issuer, subject))
-                if compares && *issuer == login.key.issuer && *subject != login.metadata.subject =>
-            {
-                AuditEvent::LoginWithheld {
-                    principal: &login.key.principal,
-                    issuer,
-                    subject: &login.metadata.subject,
-                    caller: subject,
-                }
-                .emit();
-                false
-            }
-            _ => true,
         }
     }
 

@@ -207,6 +207,7 @@ impl TokenVault {
         let metadata = LoginMetadata::new(login.subject, login.expires_at, refreshable, self.0.clock.now());
         let extra = Extra {
             issued_at: login.issued_at,
+            owner: login.owner,
             ..Extra::default()
         };
         let actor = login.actor;

@@ -175,7 +175,10 @@ impl LoginVerifier {
             .verify(&posted.id_token, posted.nonce.as_ref())
             .await?;
         let tokens = self.token_set(&identity, posted).await?;
-        let login = self.new_login(identity.subject().clone(), identity.issued_at(), tokens)?;
+        let mut login = self.new_login(identity.subject().clone(), identity.issued_at(), tokens)?;
+        login.owner = principal
+            .verified()
+            .map(|(issuer, subject)| (issuer.clone(), subject.clone()));
         let user = bind(&self.login, principal, &identity, &self.vault).await?;
         Ok(VerifiedLogin {
             key: TokenKey {

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::row::Extra;
-use crate::{LoginHandle, LoginMetadata, Principal, Revision, Subject, TokenKey, TokenSet};
+use crate::{Issuer, LoginHandle, LoginMetadata, Principal, Revision, Subject, TokenKey, TokenSet};
 
 /// What a user brings to log in, or an issuer gives for a refresh token.
 #[derive(Clone, Debug)]
@@ -19,6 +19,9 @@ pub struct NewLogin {
     pub issued_at: Option<Timestamp>,
     /// The service that brings it on the user's behalf, for the audit log.
     pub actor: Option<Principal>,
+    /// Whom the caller's own token names that brings it, and who issued that token. Sealed with the tokens: should the name
+    /// pass on to somebody else, her token names another subject.
+    pub owner: Option<(Issuer, Subject)>,
 }
 
 impl NewLogin {
@@ -30,6 +33,7 @@ impl NewLogin {
             expires_at,
             issued_at: None,
             actor: None,
+            owner: None,
         }
     }
 
@@ -42,6 +46,12 @@ impl NewLogin {
     /// Names the service that brings it on the user's behalf.
     pub fn with_actor(mut self, actor: Principal) -> Self {
         self.actor = Some(actor);
+        self
+    }
+
+    /// States whom the caller's own token names that brings it, and who issued that token.
+    pub fn with_owner(mut self, issuer: Issuer, subject: Subject) -> Self {
+        self.owner = Some((issuer, subject));
         self
     }
 }
@@ -67,5 +77,13 @@ impl Login {
     /// UTC instant at which the issuer made the tokens, if it said so.
     pub fn issued_at(&self) -> Option<Timestamp> {
         self.extra.issued_at
+    }
+
+    /// Whom the caller's own token named that brought the login, and who issued that token, if that was known.
+    pub fn owner(&self) -> Option<(&Issuer, &Subject)> {
+        self.extra
+            .owner
+            .as_ref()
+            .map(|(issuer, subject)| (issuer, subject))
     }
 }

@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use zeroize::Zeroizing;
 
 use crate::{
-    Error, ErrorKind, LoginMetadata, Result, Revision, Sealer, Secret, Token, TokenKey, TokenRecord, TokenSet,
+    Error, ErrorKind, Issuer, LoginMetadata, Result, Revision, Sealer, Secret, Subject, Token, TokenKey,
+    TokenRecord, TokenSet,
 };
 
 /// What is sealed in a row beside the tokens.
@@ -14,6 +15,8 @@ pub(crate) struct Extra {
     pub(super) issued_at: Option<Timestamp>,
     /// Set once a stale refresh mark was taken over: the refresh token may be spent, and this is the one attempt.
     pub(super) retried: bool,
+    /// Whom the caller's own token named that brought the login, and who issued it.
+    pub(super) owner: Option<(Issuer, Subject)>,
     /// Fields of a newer version of ours, written back as they were read.
     pub(super) unknown: Vec<(u8, Secret)>,
 }
@@ -116,6 +119,12 @@ fn encode(tokens: &TokenSet, extra: &Extra) -> Zeroizing<Vec<u8>> {
         .chain(tokens.refresh_token.clone().map(|token| (REFRESH_TOKEN, token)))
         .chain(extra.issued_at.map(|at| (ISSUED_AT, instant(at))))
         .chain(extra.retried.then(|| (RETRIED, Secret::new([]))))
+        .chain(extra.owner.iter().flat_map(|(issuer, subject)| {
+            [
+                (OWNER_ISSUER, Secret::new(issuer.as_str())),
+                (OWNER_SUBJECT, Secret::new(subject.as_str())),
+            ]
+        }))
         .chain(extra.unknown.iter().cloned())
         .collect();
     // Sized once: a vector that grows leaves unzeroed copies behind.
@@ -140,6 +149,7 @@ fn decode(plain: &[u8]) -> Option<(TokenSet, Extra)> {
     }
     let (mut tokens, mut extra) = (TokenSet::new(), Extra::default());
     let (mut id_token, mut access_token) = (PartialToken::default(), PartialToken::default());
+    let (mut owner_issuer, mut owner_subject) = (None, None);
     while let Some((&tag, after)) = rest.split_first() {
         let (length, after) = after.split_first_chunk()?;
         let (value, after) = after.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
@@ -152,11 +162,14 @@ fn decode(plain: &[u8]) -> Option<(TokenSet, Extra)> {
             REFRESH_TOKEN => tokens.refresh_token = Some(Secret::new(value)),
             ISSUED_AT => extra.issued_at = Some(read_instant(value)?),
             RETRIED => extra.retried = true,
+            OWNER_ISSUER => owner_issuer = Some(Issuer::new(std::str::from_utf8(value).ok()?).ok()?),
+            OWNER_SUBJECT => owner_subject = Some(Subject::new(std::str::from_utf8(value).ok()?).ok()?),
             unknown => extra.unknown.push((unknown, Secret::new(value))),
         }
     }
     tokens.id_token = id_token.whole();
     tokens.access_token = access_token.whole();
+    extra.owner = owner_issuer.zip(owner_subject);
     Some((tokens, extra))
 }
 
@@ -199,6 +212,8 @@ const ACCESS_TOKEN_END: u8 = 4;
 const REFRESH_TOKEN: u8 = 5;
 const ISSUED_AT: u8 = 6;
 const RETRIED: u8 = 7;
+const OWNER_ISSUER: u8 = 8;
+const OWNER_SUBJECT: u8 = 9;
 
 #[cfg(test)]
 mod tests {
@@ -256,6 +271,10 @@ mod tests {
         let extra = Extra {
             issued_at: Some(at(500)),
             retried: true,
+            owner: Some((
+                Issuer::new("https://i/").expect("an issuer"),
+                Subject::new("s").expect("a subject"),
+            )),
             unknown: vec![(200, Secret::new("of a newer version"))],
         };
 
@@ -263,8 +282,13 @@ mod tests {
 
         assert_eq!(read, tokens());
         assert_eq!(
-            (read_extra.issued_at, read_extra.retried, read_extra.unknown),
-            (extra.issued_at, true, extra.unknown)
+            (
+                read_extra.issued_at,
+                read_extra.retried,
+                read_extra.owner,
+                read_extra.unknown
+            ),
+            (extra.issued_at, true, extra.owner, extra.unknown)
         );
     }
 

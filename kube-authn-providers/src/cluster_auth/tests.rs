@@ -210,6 +210,37 @@ async fn subject_of_another_issuer_or_binding_decides_nothing() {
 }
 
 #[tokio::test]
+async fn name_that_passed_on_is_known_by_whose_token_brought_the_login_whatever_the_binding() {
+    let mut world = World::new();
+    world.config.binding = IdentityBinding::Rules(vec![BindingRule::FirstUse]);
+    let (portal, own) = (
+        Issuer::new("https://portal.example.com/").expect("an issuer"),
+        Subject::new("17").expect("a subject"),
+    );
+    let tokens = TokenSet::new().with_id_token(Token {
+        secret: jwt("alice", NOW + 600),
+        expires_at: at(NOW + 600),
+    });
+    let login = NewLogin::new(Subject::new("alice").expect("a subject"), tokens, at(NOW + 600))
+        .with_owner(portal, own);
+    world.vault.log_in(&key("alice"), login).await.expect("stored");
+    let strategy = world.strategy();
+
+    strategy
+        .credential(&verified("https://portal.example.com/", "17"))
+        .await
+        .expect("hers");
+    strategy
+        .credential(&verified("https://elsewhere.example.com/", "18"))
+        .await
+        .expect("no token of the portal");
+
+    let no_login = (ErrorKind::LoginRequired, "no_tokens", NO_LOGIN.to_owned());
+    let successor = verified("https://portal.example.com/", "18");
+    assert_eq!(refusal(&strategy, &successor).await, no_login);
+}
+
+#[tokio::test]
 async fn refusals_have_the_texts_that_front_ends_know() {
     let world = World::new();
     world.log_in("dave", NOW - 1).await;
