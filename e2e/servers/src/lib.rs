@@ -1,0 +1,20 @@
+#![doc = include_str!("../README.md")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the doors are those of the crates, not of what tests them"
+)]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "only tests use it, and a server that does not start fails its test"
+)]
+
+mod keeper;
+mod packages;
+mod postgres;
+
+pub use self::{
+    keeper::{Keeper, Signal, free_port},
+    packages::packages,
+    postgres::{Postgres, Settings},
+};
