@@ -4,14 +4,20 @@
 mod key_ring;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod row;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use sqlx;
 
 pub use self::key_ring::KeyRing;
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryTokenStore;
+#[cfg(feature = "postgres")]
+pub use self::postgres::PostgresTokenStore;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{BUSY_TIMEOUT, SqliteTokenStore};

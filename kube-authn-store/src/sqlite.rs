@@ -2,7 +2,6 @@
 
 mod error;
 mod events;
-mod row;
 mod schema;
 
 use std::{
@@ -26,10 +25,8 @@ use sqlx::{
 };
 use tokio::sync::Notify;
 
-use self::{
-    error::SqliteError,
-    row::{column, key, metadata, number, record, revision},
-};
+use self::error::SqliteError;
+use crate::row::{self, Columns, key, metadata, number, record, revision, scanned};
 
 /// Keeps logins in one SQLite file, for one machine: any number of processes may have it open. Clones share the file.
 ///
@@ -302,9 +299,9 @@ impl TokenStore for SqliteTokenStore {
                 return Ok(Vec::new());
             };
             after = [
-                column(last, "principal")?,
-                column(last, "issuer")?,
-                column(last, "client_id")?,
+                last.text("principal")?.to_owned(),
+                last.text("issuer")?.to_owned(),
+                last.text("client_id")?.to_owned(),
             ];
             let page: Vec<_> = rows.iter().filter_map(scanned).collect();
             if !page.is_empty() {
@@ -315,17 +312,6 @@ impl TokenStore for SqliteTokenStore {
 
     async fn events(&self) -> Result<LoginEvents> {
         events::subscribe(self).await
-    }
-}
-
-/// One row of a scan. A row that none of us wrote stops nobody from scanning the others; loading it says what it is.
-fn scanned(row: &SqliteRow) -> Option<(TokenKey, TokenRecord)> {
-    match key(row).and_then(|key| Ok((key, record(row)?))) {
-        Ok(row) => Some(row),
-        Err(error) => {
-            tracing::warn!(%error, "left a row of the token store out of a scan");
-            None
-        }
     }
 }
 

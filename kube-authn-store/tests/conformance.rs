@@ -9,7 +9,8 @@ use kube_authn_core::{
         vault::{self, VaultFixture},
     },
 };
-use kube_authn_store::{KeyRing, MemoryTokenStore, SqliteTokenStore};
+use kube_authn_store::{KeyRing, MemoryTokenStore, PostgresTokenStore, SqliteTokenStore};
+use kube_authn_test_servers::Postgres;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_store_keeps_the_contract() {
@@ -45,6 +46,34 @@ async fn vault_over_sqlite_keeps_its_contract() {
         VaultFixture::new(open(&url).await, keys()).with_other(open(&url).await)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_store_keeps_the_contract() {
+    let server = Postgres::start();
+    store::all(|| async {
+        let url = server.database();
+        let unreachable = open_postgres(&server.database()).await;
+        unreachable.close().await;
+        StoreFixture::new(open_postgres(&url).await)
+            .with_other(open_postgres(&url).await)
+            .with_unreachable(unreachable)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vault_over_postgres_keeps_its_contract() {
+    let server = Postgres::start();
+    vault::all(|| async {
+        let url = server.database();
+        VaultFixture::new(open_postgres(&url).await, keys()).with_other(open_postgres(&url).await)
+    })
+    .await;
+}
+
+async fn open_postgres(url: &str) -> PostgresTokenStore {
+    PostgresTokenStore::open(url).await.expect("a store")
 }
 
 /// A new file for every fixture.

@@ -6,7 +6,8 @@ use kube_authn_core::{Error, LoginEvent, LoginEvents, Result, Revision};
 use sqlx::{Row, SqlitePool, sqlite::SqliteRow};
 use tokio::sync::mpsc;
 
-use super::{Inner, SqliteTokenStore, row};
+use super::{Inner, SqliteTokenStore};
+use crate::row::{self, Columns};
 
 /// A subscription from now on. Each has its own place in the table, so a slow subscriber waits for itself alone.
 pub(super) async fn subscribe(store: &SqliteTokenStore) -> Result<LoginEvents> {
@@ -101,9 +102,8 @@ async fn next(readers: &SqlitePool, last: &mut i64) -> Result<Vec<LoginEvent>, s
 
 fn event(changed: &SqliteRow) -> Result<LoginEvent, Error> {
     let key = row::key(changed)?;
-    let login = row::login_id(&row::column::<Vec<u8>>(changed, "login")?)?;
-    let number: Option<i64> = row::column(changed, "number")?;
-    Ok(match number {
+    let login = row::login_id(&row::bytes(changed, "login")?)?;
+    Ok(match changed.integer("number")? {
         Some(number) => LoginEvent::Changed {
             key,
             revision: Revision {

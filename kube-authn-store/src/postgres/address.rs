@@ -1,0 +1,137 @@
+//! The URL of a store: where its servers are and how they are reached.
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+use kube_authn_core::{Error, ErrorKind, Result};
+use sqlx::{
+    ConnectOptions,
+    postgres::{PgConnectOptions, PgSslMode},
+};
+
+/// The servers of one store, of which one is the primary. Its `Debug` shows no password.
+pub(super) struct Address {
+    pub(super) servers: Vec<PgConnectOptions>,
+    /// `host:port[,host:port]/database`, for errors.
+    pub(super) place: String,
+}
+
+impl Address {
+    /// Takes a libpq URL, with one or several servers.
+    pub(super) fn parse(url: &str) -> Result<Self> {
+        let rest = SCHEMES.iter().find_map(|scheme| url.strip_prefix(scheme));
+        let rest = rest.ok_or_else(|| refused("it does not begin with postgres:// or postgresql://"))?;
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        for (name, _) in path.split_once('?').iter().flat_map(|(_, query)| pairs(query)) {
+            if !PARAMETERS.contains(&name) && !(name.starts_with("options[") && name.ends_with(']')) {
+                return Err(refused("it has a parameter that this store does not know"));
+            }
+        }
+        let (user, servers) = match authority.rsplit_once('@') {
+            Some((user, servers)) => (format!("{user}@"), servers),
+            None => (String::new(), authority),
+        };
+        let servers = servers
+            .split(',')
+            .map(|server| {
+                PgConnectOptions::from_str(&format!("postgres://{user}{server}{path}"))
+                    .map(with_defaults)
+                    // The source may quote the URL, and the password is in it.
+                    .map_err(|_| {
+                        refused("expected postgres://user:password@host:port/database, percent-encoded")
+                    })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self::of(servers))
+    }
+
+    pub(super) fn of(servers: Vec<PgConnectOptions>) -> Self {
+        let names: Vec<String> = servers.iter().map(name).collect();
+        let database = servers.first().and_then(PgConnectOptions::get_database);
+        Self {
+            place: format!("{}/{}", names.join(","), database.unwrap_or_default()),
+            servers,
+        }
+    }
+
+    /// The first server to which a password and rows may go over a network without anybody's identity being checked.
+    pub(super) fn unverified(&self) -> Option<String> {
+        let open = |server: &&PgConnectOptions| {
+            let is_local = server.get_socket().is_some()
+                || server.get_host() == "localhost"
+                || server.get_host().starts_with('/')
+                || server
+                    .get_host()
+                    .trim_matches(['[', ']'])
+                    .parse()
+                    .is_ok_and(|ip: IpAddr| ip.is_loopback());
+            let verified = matches!(server.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+            !is_local && !verified
+        };
+        self.servers.iter().find(open).map(name)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.place)
+    }
+}
+
+/// As libpq: `require` with a CA at hand verifies it. The driver would not.
+fn with_defaults(server: PgConnectOptions) -> PgConnectOptions {
+    let names_ca = server
+        .to_url_lossy()
+        .query_pairs()
+        .any(|(name, _)| name == "sslrootcert");
+    let server = match server.get_ssl_mode() {
+        PgSslMode::Require if names_ca => server.ssl_mode(PgSslMode::VerifyCa),
+        _ => server,
+    };
+    let named = server.get_application_name().is_some();
+    let server = if named {
+        server
+    } else {
+        server.application_name("kube-authn")
+    };
+    server.disable_statement_logging()
+}
+
+fn name(server: &PgConnectOptions) -> String {
+    match server.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => format!("{}:{}", server.get_host(), server.get_port()),
+    }
+}
+
+/// Names and values as they stand in a query.
+fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+fn refused(why: &str) -> Error {
+    Error::new(
+        ErrorKind::ConfigInvalid,
+        format!("not the URL of a PostgreSQL store: {why}"),
+    )
+}
+
+const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
+/// What the driver reads; it would pass over others with a line in the log that shows their value.
+const PARAMETERS: [&str; 12] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];

@@ -1,0 +1,178 @@
+//! Listens to the notifications that the triggers send.
+
+use std::{sync::Arc, time::Duration};
+
+use kube_authn_core::{
+    ClientId, EntityRef, Issuer, LoginEvent, LoginEvents, LoginId, Result, Revision, TokenKey,
+};
+use sqlx::postgres::{PgListener, PgPoolOptions};
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    time::timeout,
+};
+
+use super::{Inner, PostgresTokenStore, error::PostgresError};
+use crate::row;
+
+/// The listening connection of a process, shared by its subscriptions; there is none while nobody subscribes.
+#[derive(Debug, Default)]
+pub(super) struct Hub(tokio::sync::Mutex<Option<broadcast::WeakSender<LoginEvent>>>);
+
+/// A subscription from now on. It ends when the listening connection does: what happens until the next one is lost, and
+/// only whoever subscribes again knows from when on it hears everything.
+pub(super) async fn subscribe(store: &PostgresTokenStore) -> Result<LoginEvents> {
+    store.ready().await?;
+    let receiver = receiver(&store.0)
+        .await
+        .map_err(|error| error.at(&store.0.connections.address.place))?;
+    let (sender, events) = mpsc::channel(UNREAD);
+    tokio::spawn(forward(receiver, sender));
+    Ok(LoginEvents::new(events))
+}
+
+async fn receiver(inner: &Arc<Inner>) -> Result<broadcast::Receiver<LoginEvent>, PostgresError> {
+    let mut hub = inner.hub.0.lock().await;
+    if let Some(sender) = hub.as_ref().and_then(broadcast::WeakSender::upgrade) {
+        return Ok(sender.subscribe());
+    }
+    let listener = listen(inner).await?;
+    let (sender, receiver) = broadcast::channel(UNREAD);
+    *hub = Some(sender.downgrade());
+    let closed = inner.open.subscribe();
+    let connections = Arc::clone(&inner.connections);
+    tokio::spawn(async move {
+        pump(listener, sender, closed).await;
+        // What ended this connection has most likely ended the others.
+        connections.forget_idle();
+    });
+    Ok(receiver)
+}
+
+/// A connection that hears everything from now on.
+async fn listen(inner: &Inner) -> Result<PgListener, PostgresError> {
+    let connections = &inner.connections;
+    let found = connections.read(|| sqlx::query(CHANNEL)).await?;
+    let Some(channel) = found
+        .first()
+        .and_then(|row| row::Columns::text(row, "channel").ok())
+    else {
+        return Err(PostgresError::Closed);
+    };
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(ANSWER_LIMIT)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_lazy_with(connections.primary());
+    let listening = async {
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.ignore_pool_close_event(true);
+        // A connection made behind our back would hide what was lost.
+        listener.eager_reconnect(false);
+        listener.listen(channel).await?;
+        Ok::<_, sqlx::Error>(listener)
+    };
+    connections.in_time(ANSWER_LIMIT, listening).await
+}
+
+/// Passes on what is heard, until the connection breaks, the store is gone, or nobody listens any more.
+async fn pump(
+    mut listener: PgListener,
+    sender: broadcast::Sender<LoginEvent>,
+    mut open: watch::Receiver<bool>,
+) {
+    loop {
+        tokio::select! {
+            heard = listener.try_recv() => match heard {
+                Ok(Some(heard)) => {
+                    let event = event(heard.payload()).unwrap_or(LoginEvent::Gap);
+                    if sender.send(event).is_err() {
+                        return;
+                    }
+                }
+                Ok(None) | Err(_) => return,
+            },
+            () = async { drop(open.wait_for(|open| !open).await) } => return,
+            () = tokio::time::sleep(SILENCE) => {
+                let answer = timeout(ANSWER_LIMIT, sqlx::query("SELECT 1").execute(&mut listener)).await;
+                if sender.receiver_count() == 0 || !matches!(answer, Ok(Ok(_))) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn forward(mut receiver: broadcast::Receiver<LoginEvent>, sender: mpsc::Sender<LoginEvent>) {
+    loop {
+        let heard = tokio::select! {
+            heard = receiver.recv() => heard,
+            () = sender.closed() => return,
+        };
+        let event = match heard {
+            Ok(event) => event,
+            Err(broadcast::error::RecvError::Lagged(_)) => LoginEvent::Gap,
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        if sender.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What a trigger wrote; `None` for anything else.
+fn event(payload: &str) -> Option<LoginEvent> {
+    let (kind, principal, issuer, client_id, login, number): (String, String, String, String, String, u64) =
+        serde_json::from_str(payload).ok()?;
+    let key = TokenKey {
+        principal: EntityRef::parse(&principal).ok()?,
+        issuer: Issuer::new(issuer).ok()?,
+        client_id: ClientId::new(client_id).ok()?,
+    };
+    let login = LoginId::from_bytes(u128::from_str_radix(&login, 16).ok()?.to_be_bytes());
+    match kind.as_str() {
+        "changed" => Some(LoginEvent::Changed {
+            key,
+            revision: Revision { login, number },
+        }),
+        "ended" => Some(LoginEvent::Ended { key, login }),
+        _ => None,
+    }
+}
+
+/// As the trigger names it: the name of a schema may be longer than that of a channel.
+const CHANNEL: &str = "SELECT 'kube_authn_' || md5(nspname) AS channel FROM pg_namespace \
+    WHERE oid = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('kube_authn_logins'))";
+
+/// A connection that has been silent for so long is asked whether it lives: one that a firewall forgot says nothing.
+const SILENCE: Duration = Duration::from_secs(10);
+/// A server on the same network answers within milliseconds.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Events that a subscriber may leave unread before it has to start over.
+const UNREAD: usize = 1_024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_trigger_wrote_is_no_event() {
+        let changed =
+            r#"["changed", "user:default/alice", "https://i/", "c", "000102030405060708090a0b0c0d0e0f", 7]"#;
+        let Some(LoginEvent::Changed { revision, .. }) = event(changed) else {
+            panic!("an event of ours");
+        };
+        assert_eq!(revision.number, 7);
+        assert_eq!(revision.login.to_string(), "000102030405060708090a0b0c0d0e0f");
+
+        for foreign in [
+            "gap",
+            "",
+            "[]",
+            &changed.replace("changed", "moved"),
+            &changed.replace("7]", "-7]"),
+        ] {
+            assert_eq!(event(foreign), None, "{foreign}");
+        }
+    }
+}
