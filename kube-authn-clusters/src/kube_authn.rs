@@ -36,6 +36,11 @@ pub enum StoreConfig {
         /// `sqlite://<path>` or `sqlite::memory:`.
         url: String,
     },
+    /// In a PostgreSQL database.
+    Postgres {
+        /// `postgres://<user>:<password>@<host>:<port>/<database>`; the store itself says what else it takes.
+        url: Secret,
+    },
 }
 
 /// A key that stored logins are sealed with.
@@ -87,7 +92,13 @@ fn store(block: &ConfigValue<'_>, findings: &mut Findings) -> Option<StoreConfig
             }
             Some(StoreConfig::Sqlite { url: text.to_owned() })
         }
-        "postgres" | "redis" => {
+        "postgres" => {
+            let text = findings.keep(url.string())?;
+            Some(StoreConfig::Postgres {
+                url: Secret::new(text),
+            })
+        }
+        "redis" => {
             findings.push(place.problem("this store is not in this build: use sqlite or memory"));
             None
         }

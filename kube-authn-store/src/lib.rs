@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod caching;
 mod key_ring;
 #[cfg(feature = "memory")]
 mod memory;
@@ -14,6 +15,7 @@ mod sqlite;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use sqlx;
 
+pub use self::caching::CachingTokenStore;
 pub use self::key_ring::KeyRing;
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryTokenStore;

@@ -2,19 +2,20 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use kube_authn_clusters::{AppConfig, EffectiveConfig, Logins, StoreConfig};
+use kube_authn_clusters::{AppConfig, EffectiveConfig, Logins};
 use kube_authn_core::{
     CachingProvider, ClusterAccess, ClusterDetails, Clusters, Error, ErrorKind, KubernetesAuthProvider,
     LoginConfig, ProviderRegistry, Result, SystemClock, TokenVault, UpstreamPool,
 };
 use kube_authn_oidc::{IssuerClient, LoginVerifier};
 use kube_authn_providers::{ClusterAuthProvider, ServiceAccountProvider};
-use kube_authn_store::{KeyRing, MemoryTokenStore, SqliteTokenStore};
+use kube_authn_store::KeyRing;
 use rustls::crypto::CryptoProvider;
 
 use crate::service::caller_problems;
 
 mod outside;
+mod store;
 pub(crate) mod strategies;
 
 /// The configuration as a whole, every problem in it included: what `kube-authn check` prints.
@@ -32,6 +33,8 @@ pub(crate) async fn read_effective(config: &AppConfig) -> EffectiveConfig {
     let (outside, problems) = outside::outside(config);
     let mut effective = EffectiveConfig::read_with(config, &outside).await;
     effective.problems.extend(problems);
+    let problem = store::problem(config, effective.kube_authn.store.as_ref());
+    effective.problems.extend(problem);
     effective
 }
 
@@ -56,8 +59,9 @@ pub fn impersonation_rules(effective: &EffectiveConfig) -> Vec<(String, String)>
 /// The users' logins: `kubeAuthn.store`, sealed with `kubeAuthn.encryption`. `None` if no cluster takes logins.
 ///
 /// # Errors
-/// `ConfigInvalid` with all problems of the configuration, if clusters take logins and there is no key, or if the store's
-/// file cannot be opened; `Unavailable` or `Timeout` if the store does not answer.
+/// `ConfigInvalid` with all problems of the configuration, if clusters take logins and there is no key, or if the store
+/// cannot be opened; `Unavailable` or `Timeout` if the store's file is locked. A database server that does not answer is no
+/// error: every use of the vault is `Unavailable` until it does.
 pub async fn vault(config: &AppConfig) -> Result<Option<TokenVault>> {
     vault_of(&read_effective(config).await.into_valid()?).await
 }
@@ -80,17 +84,9 @@ pub(crate) async fn vault_of(effective: &EffectiveConfig) -> Result<Option<Token
         .iter()
         .map(|key| (key.id.clone(), key.key.clone()));
     let sealer = KeyRing::new(keys.collect())?;
-    Ok(Some(match &effective.kube_authn.store {
-        Some(StoreConfig::Memory) => TokenVault::new(MemoryTokenStore::new(), sealer),
-        Some(StoreConfig::Sqlite { url }) => TokenVault::new(SqliteTokenStore::open(url).await?, sealer),
-        None => TokenVault::new(SqliteTokenStore::open(DEFAULT_STORE).await?, sealer),
-        Some(_) => {
-            return Err(Error::new(
-                ErrorKind::ConfigInvalid,
-                "kubeAuthn.store.type is not in this build",
-            ));
-        }
-    }))
+    store::vault(effective.kube_authn.store.as_ref(), sealer)
+        .await
+        .map(Some)
 }
 
 /// Clusters, strategies, cache and connections of an app-config. `vault` is what [`vault`] gave, or your own.
@@ -238,6 +234,3 @@ pub(crate) fn crypto_provider() -> Arc<CryptoProvider> {
         .cloned()
         .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
 }
-
-/// Beside the program, as other programs with an embedded database do.
-const DEFAULT_STORE: &str = "sqlite://kube-authn.db";

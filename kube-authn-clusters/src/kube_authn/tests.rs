@@ -129,6 +129,14 @@ fn store_and_keys_are_read() {
         (key.id.as_str(), key.key.expose()),
         ("k1", &(0..32).collect::<Vec<u8>>()[..])
     );
+    let (config, findings) =
+        read("kubeAuthn: { store: { type: postgres, url: 'postgres://portal:canary@db/portal' } }");
+    assert_eq!(findings.problems, []);
+    let Some(StoreConfig::Postgres { url }) = &config.store else {
+        panic!("a store")
+    };
+    assert_eq!(url.expose(), b"postgres://portal:canary@db/portal");
+    assert!(!format!("{config:?}").contains("canary"));
     assert_eq!(
         read("kubeAuthn: { store: { type: memory } }").0.store,
         Some(StoreConfig::Memory)

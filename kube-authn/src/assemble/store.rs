@@ -1,0 +1,67 @@
+//! `kubeAuthn.store`: where logins are kept.
+
+use kube_authn_clusters::{AppConfig, StoreConfig};
+use kube_authn_core::{Error, ErrorKind, Problem, Result, Secret, TokenVault};
+use kube_authn_store::{KeyRing, MemoryTokenStore, SqliteTokenStore};
+
+/// What is wrong with the setting, as far as it can be told without asking the store.
+pub(super) fn problem(config: &AppConfig, store: Option<&StoreConfig>) -> Option<Problem> {
+    let block = config.value("kubeAuthn.store");
+    match store? {
+        StoreConfig::Memory | StoreConfig::Sqlite { .. } => None,
+        StoreConfig::Postgres { url } => {
+            let error = validate_postgres(url).err()?;
+            Some(block.child("url").problem(error.to_string()))
+        }
+        _ => Some(block.child("type").problem(NOT_IN_THIS_BUILD)),
+    }
+}
+
+/// A vault over the store; without the setting over a file in the working directory.
+pub(super) async fn vault(store: Option<&StoreConfig>, sealer: KeyRing) -> Result<TokenVault> {
+    match store {
+        Some(StoreConfig::Memory) => Ok(TokenVault::new(MemoryTokenStore::new(), sealer)),
+        Some(StoreConfig::Sqlite { url }) => Ok(TokenVault::new(SqliteTokenStore::open(url).await?, sealer)),
+        None => Ok(TokenVault::new(
+            SqliteTokenStore::open(DEFAULT_STORE).await?,
+            sealer,
+        )),
+        Some(StoreConfig::Postgres { url }) => postgres(url, sealer).await,
+        Some(_) => Err(not_in_this_build()),
+    }
+}
+
+#[cfg(feature = "postgres")]
+async fn postgres(url: &Secret, sealer: KeyRing) -> Result<TokenVault> {
+    let store = kube_authn_store::PostgresTokenStore::open(text(url)?).await?;
+    Ok(TokenVault::new(store, sealer))
+}
+
+#[cfg(feature = "postgres")]
+fn validate_postgres(url: &Secret) -> Result<()> {
+    kube_authn_store::PostgresTokenStore::validate(text(url)?)
+}
+
+#[cfg(feature = "postgres")]
+fn text(url: &Secret) -> Result<&str> {
+    url.expose_str()
+        .ok_or_else(|| Error::new(ErrorKind::ConfigInvalid, "the URL of the token store is no text"))
+}
+
+#[cfg(not(feature = "postgres"))]
+async fn postgres(_url: &Secret, _sealer: KeyRing) -> Result<TokenVault> {
+    Err(not_in_this_build())
+}
+
+#[cfg(not(feature = "postgres"))]
+fn validate_postgres(_url: &Secret) -> Result<()> {
+    Err(not_in_this_build())
+}
+
+fn not_in_this_build() -> Error {
+    Error::new(ErrorKind::ConfigInvalid, NOT_IN_THIS_BUILD)
+}
+
+const NOT_IN_THIS_BUILD: &str = "this store is not in this build";
+/// Beside the program, as other programs with an embedded database do.
+const DEFAULT_STORE: &str = "sqlite://kube-authn.db";
