@@ -12,7 +12,10 @@ use kube_authn_core::{
     serde_json::{self, Value, json},
 };
 
-use crate::assemble::{crypto_provider, located, strategies};
+use crate::assemble::{
+    crypto_provider, located,
+    strategies::{self, Strategies},
+};
 
 /// What came of trying one cluster.
 #[derive(Clone, Debug)]
@@ -47,8 +50,10 @@ pub async fn reach(effective: &EffectiveConfig) -> Vec<Reach> {
     let clusters: Vec<Result<ClusterDetails>> = located(effective).collect();
     let usable = clusters.iter().flatten().cloned().collect();
     let pool = UpstreamPool::new(crypto_provider()).with_head_timeout(PATIENCE);
-    let registry = strategies::registry(effective, &pool);
+    let strategies = strategies::strategies(effective, &pool);
+    let registry = strategies.registry.clone();
     let access = ClusterAccess::new(Clusters::new(usable), CachingProvider::new(registry), pool);
+    let strategies = &strategies;
     let tries = clusters
         .into_iter()
         .zip(&effective.clusters)
@@ -56,7 +61,7 @@ pub async fn reach(effective: &EffectiveConfig) -> Vec<Reach> {
             let (access, name) = (access.clone(), configured.name().as_str().to_owned());
             async move {
                 let (identity, clock_ahead_seconds) = match cluster {
-                    Ok(cluster) => attempt(&access, &cluster).await,
+                    Ok(cluster) => attempt(&access, strategies, &cluster).await,
                     Err(error) => (Err(error), None),
                 };
                 Reach {
@@ -69,14 +74,22 @@ pub async fn reach(effective: &EffectiveConfig) -> Vec<Reach> {
     stream::iter(tries).buffered(AT_ONCE).collect().await
 }
 
-async fn attempt(access: &ClusterAccess, cluster: &ClusterDetails) -> (Result<Identity>, Option<i64>) {
+async fn attempt(
+    access: &ClusterAccess,
+    strategies: &Strategies,
+    cluster: &ClusterDetails,
+) -> (Result<Identity>, Option<i64>) {
     if access.credentials().provider().scope(cluster) != CredentialScope::Application {
         return (access.probe(cluster).await.map(|()| Identity::OfUsers), None);
     }
     match review(access, cluster).await {
         Ok(answer) => {
             let ahead = clock_ahead(answer.headers(), SystemClock.now());
-            (identity(&answer, cluster), ahead)
+            let principal = match answer.status() {
+                StatusCode::UNAUTHORIZED => strategies.principal(cluster).await,
+                _ => None,
+            };
+            (identity(&answer, principal, cluster), ahead)
         }
         Err(error) => (Err(error), None),
     }
@@ -104,7 +117,12 @@ async fn review(access: &ClusterAccess, cluster: &ClusterDetails) -> Result<http
     Ok(http::Response::from_parts(parts, body.to_vec()))
 }
 
-fn identity(answer: &http::Response<Vec<u8>>, cluster: &ClusterDetails) -> Result<Identity> {
+/// `principal` is whose credential was refused, where that is known.
+fn identity(
+    answer: &http::Response<Vec<u8>>,
+    principal: Option<Result<String>>,
+    cluster: &ClusterDetails,
+) -> Result<Identity> {
     let refused = |kind: ErrorKind, text: &str| {
         let provider = cluster.auth_provider();
         Err(Error::new(kind, text.to_owned())
@@ -114,10 +132,7 @@ fn identity(answer: &http::Response<Vec<u8>>, cluster: &ClusterDetails) -> Resul
     match answer.status() {
         StatusCode::CREATED | StatusCode::OK => {}
         StatusCode::UNAUTHORIZED => {
-            return refused(
-                ErrorKind::TokenRejected,
-                "401 Unauthorized: the API server does not know the credential; is it for this cluster, and still valid?",
-            );
+            return refused(ErrorKind::TokenRejected, &unknown(principal));
         }
         StatusCode::FORBIDDEN => {
             return refused(
@@ -147,6 +162,22 @@ fn identity(answer: &http::Response<Vec<u8>>, cluster: &ClusterDetails) -> Resul
             "the answer is none of a Kubernetes API server",
         ),
     }
+}
+
+fn unknown(principal: Option<Result<String>>) -> String {
+    let known = match principal {
+        None => {
+            "the API server does not know the credential; is it for this cluster, and still valid?".to_owned()
+        }
+        Some(Ok(principal)) => format!(
+            "the API server does not know the credential, which is of {principal}; has that one an access entry in this \
+             cluster (or a line in its aws-auth), and is kubernetes.io/x-k8s-aws-id the cluster's own name?"
+        ),
+        Some(Err(error)) => format!(
+            "the API server does not know the credential, and nobody else can say whose it is: {error}"
+        ),
+    };
+    format!("401 Unauthorized: {known}")
 }
 
 /// How far ahead of ours the server's clock is, if that is more than verifiers forgive.

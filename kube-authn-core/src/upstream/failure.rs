@@ -3,7 +3,7 @@
 use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 
 use http::Method;
-use rustls::{AlertDescription, CertificateError};
+use rustls::{AlertDescription, CertificateError, pki_types::UnixTime};
 
 use crate::{ClusterDetails, Error, ErrorKind};
 
@@ -151,12 +151,18 @@ fn tls_words(error: &rustls::Error) -> String {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 "its certificate is signed by an authority that the cluster's CA does not hold".to_owned()
             }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "its certificate has expired".to_owned()
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "its certificate is not valid yet".to_owned()
-            }
+            CertificateError::Expired => "its certificate has expired".to_owned(),
+            CertificateError::ExpiredContext { time, not_after } => format!(
+                "its certificate has expired: it was good until {}, and here it is {}",
+                instant(*not_after),
+                instant(*time)
+            ),
+            CertificateError::NotValidYet => "its certificate is not valid yet".to_owned(),
+            CertificateError::NotValidYetContext { time, not_before } => format!(
+                "its certificate is not valid yet: it will be from {}, and here it is {}",
+                instant(*not_before),
+                instant(*time)
+            ),
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 "its certificate is for another name".to_owned()
             }
@@ -174,6 +180,12 @@ fn tls_words(error: &rustls::Error) -> String {
         rustls::Error::InvalidMessage(_) => "it does not speak TLS".to_owned(),
         other => format!("the TLS handshake failed: {other}"),
     }
+}
+
+/// Both instants tell a certificate's end from a clock of ours that is wrong.
+fn instant(time: UnixTime) -> String {
+    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| "never".to_owned(), |time| time.to_string())
 }
 
 /// The first error of this type among the error and its sources; an `io::Error` hides what it wraps from `source`.

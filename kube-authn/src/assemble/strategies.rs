@@ -5,7 +5,7 @@ use kube_authn_clusters::AwsAccountConfig;
 use kube_authn_clusters::EffectiveConfig;
 #[cfg(feature = "google-service-account")]
 use kube_authn_clusters::GoogleServiceAccountSettings;
-use kube_authn_core::{ProviderRegistry, UpstreamPool};
+use kube_authn_core::{ClusterDetails, ProviderRegistry, Result, UpstreamPool};
 #[cfg(feature = "aws")]
 use kube_authn_providers::{AwsAccount, AwsConfig, AwsKeys, AwsProvider};
 use kube_authn_providers::{
@@ -22,14 +22,28 @@ use {
 
 use super::crypto_provider;
 
+/// The strategies of an app-config, and what one of them can tell beside a credential.
+pub(crate) struct Strategies {
+    pub(crate) registry: ProviderRegistry,
+    #[cfg(feature = "aws")]
+    aws: AwsProvider,
+}
+
 /// All but `clusterAuth`, which needs a vault. `pool` has the connections of the program.
 pub(crate) fn registry(effective: &EffectiveConfig, pool: &UpstreamPool) -> ProviderRegistry {
+    strategies(effective, pool).registry
+}
+
+/// As [`registry`].
+pub(crate) fn strategies(effective: &EffectiveConfig, pool: &UpstreamPool) -> Strategies {
+    #[cfg(feature = "aws")]
+    let aws = aws(effective);
     let registry = default_registry()
         .with(ServiceAccountProvider::new().with_token_requests(pool.clone()))
         .with(ClientCertificateProvider::new().with_key_check(crypto_provider()))
         .with(exec(effective));
     #[cfg(feature = "aws")]
-    let registry = registry.with(aws(effective));
+    let registry = registry.with(aws.clone());
     #[cfg(feature = "azure")]
     let registry = registry.with(azure(effective));
     #[cfg(feature = "google-service-account")]
@@ -38,7 +52,30 @@ pub(crate) fn registry(effective: &EffectiveConfig, pool: &UpstreamPool) -> Prov
     ));
     // Last: all of the above may carry users' names.
     let impersonation = impersonation(effective, &registry);
-    registry.with(impersonation)
+    Strategies {
+        registry: registry.with(impersonation),
+        #[cfg(feature = "aws")]
+        aws,
+    }
+}
+
+impl Strategies {
+    /// Whose credential a cluster gets, where the cloud can tell although the cluster does not: AWS alone. It takes a call
+    /// of STS.
+    #[cfg(feature = "aws")]
+    pub(crate) async fn principal(&self, cluster: &ClusterDetails) -> Option<Result<String>> {
+        if cluster.auth_provider() != AwsProvider::NAME {
+            return None;
+        }
+        let caller = self.aws.caller_identity(cluster).await;
+        Some(caller.map(|caller| format!("the AWS principal {}", caller.arn)))
+    }
+
+    #[cfg(not(feature = "aws"))]
+    #[allow(clippy::unused_async, reason = "the same shape with every set of features")]
+    pub(crate) async fn principal(&self, _: &ClusterDetails) -> Option<Result<String>> {
+        None
+    }
 }
 
 #[cfg(feature = "azure")]

@@ -16,6 +16,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
+    ops::Range,
     os::fd::OwnedFd,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -24,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -225,8 +226,13 @@ pub struct ApiServer {
 
 impl ApiServer {
     pub fn start(delay: Duration) -> Self {
+        Self::start_between(delay, 1975..4096)
+    }
+
+    /// With a certificate that is good between these years.
+    pub fn start_between(delay: Duration, years: Range<i32>) -> Self {
         let authority = Authority::new();
-        let (certificate, key) = authority.issue();
+        let (certificate, key) = authority.issue_between(years);
         let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
         let config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -329,7 +335,14 @@ impl Authority {
 
     /// Certificate and key of `127.0.0.1`, PEM.
     pub fn issue(&self) -> (String, String) {
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        self.issue_between(1975..4096)
+    }
+
+    /// As [`Self::issue`], good from the first of January of one year to that of another.
+    pub fn issue_between(&self, years: Range<i32>) -> (String, String) {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        params.not_before = date_time_ymd(years.start, 1, 1);
+        params.not_after = date_time_ymd(years.end, 1, 1);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
