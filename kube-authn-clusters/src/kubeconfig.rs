@@ -11,15 +11,18 @@ use std::{
 use async_trait::async_trait;
 use kube_authn_core::{
     ClusterBuilder, ClusterDetails, ClusterLocator, Error, ErrorKind, Located, Problem, Result, Secret,
-    StrategyOptions,
 };
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use crate::{
     ConfigValue,
     app_config::{node::Node, parse, read_text},
     findings::Findings,
 };
+
+mod user;
+
+use user::{UserCredential, certificate, exec};
 
 /// The contexts of kubeconfig files, read anew with each listing; a cluster has its context's name.
 ///
@@ -248,17 +251,19 @@ impl Context<'_> {
         folder: &Path,
         findings: &mut Findings,
     ) -> Option<ClusterBuilder> {
-        for unsupported in ["proxy-url", "tls-server-name"] {
-            let place = cluster.child(unsupported);
-            if !place.is_absent() {
-                findings.push(place.problem(format!("{unsupported} is not supported here: remove it")));
-            }
-        }
         let skip = findings.keep(cluster.child("insecure-skip-tls-verify").optional_bool());
         let data = findings.keep(cluster.child("certificate-authority-data").optional_string());
         let file = findings.keep(cluster.child("certificate-authority").optional_string());
+        let name = findings.keep(cluster.child("tls-server-name").optional_string());
+        let proxy = findings.keep(cluster.child("proxy-url").optional_string());
         let server = findings.keep(cluster.child("server").string());
-        let builder = ClusterDetails::builder(self.name, server?).skip_tls_verify(skip?.unwrap_or(false));
+        let mut builder = ClusterDetails::builder(self.name, server?).skip_tls_verify(skip?.unwrap_or(false));
+        if let Some(name) = name? {
+            builder = builder.tls_server_name(name);
+        }
+        if let Some(url) = proxy? {
+            builder = builder.proxy_url(Secret::new(url));
+        }
         // The data wins if both are there, as in kubectl.
         Some(match (data?, file?) {
             (Some(data), _) => builder.ca_data(data),
@@ -315,77 +320,6 @@ impl Context<'_> {
             None => named,
         }
     }
-}
-
-/// What a user entry becomes.
-enum UserCredential {
-    Token(Secret),
-    Options(&'static str, Map<String, Value>),
-}
-
-impl UserCredential {
-    fn of(self, builder: ClusterBuilder) -> ClusterBuilder {
-        match self {
-            Self::Token(token) => builder
-                .auth_provider("serviceAccount")
-                .service_account_token(token),
-            Self::Options(strategy, options) => {
-                let block = Map::from_iter([(strategy.to_owned(), Value::Object(options))]);
-                builder
-                    .auth_provider(strategy)
-                    .options(StrategyOptions::new(block))
-            }
-        }
-    }
-}
-
-fn certificate(user: &ConfigValue<'_>, folder: &Path) -> Result<UserCredential, Problem> {
-    let mut options = Map::new();
-    for (data, file, names) in [
-        (
-            "client-certificate-data",
-            "client-certificate",
-            ("certData", "certFile"),
-        ),
-        ("client-key-data", "client-key", ("keyData", "keyFile")),
-    ] {
-        if let Some(data) = user.child(data).optional_string()? {
-            options.insert(names.0.to_owned(), data.into());
-        } else if let Some(file) = user.child(file).optional_string()? {
-            options.insert(names.1.to_owned(), folder.join(file).display().to_string().into());
-        } else {
-            let text = format!("{file} is missing: a certificate and its key come together");
-            return Err(user.problem(text));
-        }
-    }
-    Ok(UserCredential::Options("clientCertificate", options))
-}
-
-fn exec(exec: &ConfigValue<'_>, folder: &Path) -> Result<UserCredential, Problem> {
-    exec.optional_object()?;
-    let place = exec.child("command");
-    let command = place.string()?;
-    if exec.child("interactiveMode").as_text() == Some("Always") {
-        return Err(exec
-            .child("interactiveMode")
-            .problem("the plugin wants a terminal, and there is none"));
-    }
-    let mut options = Map::new();
-    // A path is relative to the file, a bare name is looked up.
-    let command = match command.contains('/') {
-        true => folder.join(command).display().to_string(),
-        false => command.to_owned(),
-    };
-    options.insert("command".to_owned(), command.into());
-    for key in ["apiVersion", "args", "env", "installHint", "provideClusterInfo"] {
-        if let Some(value) = exec.child(key).json() {
-            options.insert(key.to_owned(), value);
-        }
-    }
-    options
-        .entry("apiVersion")
-        .or_insert(json!("client.authentication.k8s.io/v1beta1"));
-    Ok(UserCredential::Options("exec", options))
 }
 
 /// The kinds of credential, and the keys of a user entry that make each.

@@ -16,6 +16,7 @@ use retirement::Retirement;
 
 mod address;
 mod builder;
+mod egress_proxy;
 mod metadata;
 mod options;
 mod retirement;
@@ -24,6 +25,9 @@ mod trust;
 
 pub use address::is_public_address;
 pub use builder::{ClusterBuilder, InvalidCluster};
+pub use egress_proxy::EgressProxy;
+#[cfg(feature = "upstream")]
+pub(crate) use egress_proxy::EgressProxyKind;
 pub use metadata::{AuthMetadata, CustomResource, Dashboard};
 pub use options::StrategyOptions;
 pub use server_url::ServerUrl;
@@ -49,6 +53,8 @@ struct Content {
     name: ClusterName,
     title: Option<String>,
     server: ServerUrl,
+    tls_server_name: Option<Arc<str>>,
+    egress_proxy: Option<EgressProxy>,
     trust: TlsTrust,
     auth_provider: String,
     auth_metadata: AuthMetadata,
@@ -122,6 +128,10 @@ impl fmt::Debug for ClusterName {
 pub struct UpstreamKey {
     /// Scheme, host, port; the path does not matter to a connection.
     pub origin: Arc<str>,
+    /// Whose name its certificate must be for, where that is not the host.
+    pub tls_server_name: Option<Arc<str>>,
+    /// Through whom connections are opened.
+    pub egress_proxy: Option<EgressProxy>,
     /// Whose certificates are accepted.
     pub trust: TlsTrust,
     /// Whether connections are opened to public addresses alone.
@@ -161,6 +171,17 @@ impl ClusterDetails {
     /// Whose certificates the API server may show.
     pub fn trust(&self) -> &TlsTrust {
         &self.0.content.trust
+    }
+
+    /// The name that the API server's certificate must be for, and that it is told in the handshake, where that is not the
+    /// URL's host.
+    pub fn tls_server_name(&self) -> Option<&str> {
+        self.0.content.tls_server_name.as_deref()
+    }
+
+    /// The proxy through which the API server is reached.
+    pub fn egress_proxy(&self) -> Option<&EgressProxy> {
+        self.0.content.egress_proxy.as_ref()
     }
 
     /// The strategy's wire name, `clusterAuth`.
@@ -208,10 +229,11 @@ impl ClusterDetails {
         self.0.content.only_public_addresses
     }
 
-    /// Whether what travels to this cluster is protected: https with verification, or a loopback address.
+    /// Whether what travels to this cluster is protected: https with verification, or a loopback address of this machine.
     pub fn is_transport_protected(&self) -> bool {
         let content = &self.0.content;
-        content.server.is_loopback() || (content.server.is_https() && !content.trust.skip_verify())
+        let on_this_machine = content.server.is_loopback() && content.egress_proxy.is_none();
+        on_this_machine || (content.server.is_https() && !content.trust.skip_verify())
     }
 
     /// What identifies connections to this cluster.
@@ -241,7 +263,8 @@ impl ClusterDetails {
         Arc::ptr_eq(&self.0, &other.0) || self.0.content == other.0.content
     }
 
-    /// The same cluster reached at another server with another trust, under a new stamp.
+    /// The same cluster reached at another server with another trust, under a new stamp, and without the former server's
+    /// TLS name and egress proxy.
     ///
     /// This is how a cluster without address of its own, such as the one that a pod runs in, gets its real one.
     pub fn with_server(&self, server: ServerUrl, trust: TlsTrust) -> Self {
@@ -249,6 +272,8 @@ impl ClusterDetails {
         let content = Content {
             server,
             trust,
+            tls_server_name: None,
+            egress_proxy: None,
             ..self.0.content.clone()
         };
         Self::from_content(content, url)
@@ -257,6 +282,8 @@ impl ClusterDetails {
     fn from_content(content: Content, url: String) -> Self {
         let upstream_key = UpstreamKey {
             origin: content.server.origin().into(),
+            tls_server_name: content.tls_server_name.clone(),
+            egress_proxy: content.egress_proxy.clone(),
             trust: content.trust.clone(),
             only_public_addresses: content.only_public_addresses,
         };

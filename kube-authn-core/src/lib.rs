@@ -62,8 +62,8 @@ pub use self::{
     clock::{Clock, ManualClock, SystemClock},
     cluster::{
         AuthMetadata, CaBundle, ClusterBuilder, ClusterDetails, ClusterName, ClusterStamp, CustomResource,
-        Dashboard, InvalidCluster, ServerUrl, StrategyOptions, TlsTrust, UpstreamKey, is_public_address,
-        parse_ca,
+        Dashboard, EgressProxy, InvalidCluster, ServerUrl, StrategyOptions, TlsTrust, UpstreamKey,
+        is_public_address, parse_ca,
     },
     credential::{ClientCertificate, Credential, Impersonation, strip_identity},
     error::{Error, ErrorKind, Problem, Result},

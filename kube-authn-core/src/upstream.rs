@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ClusterDetails ── stamp ──► Upstream      one hash; the key below is only compared when a cluster is new
-//!                 └─ key ───► transport     server, CA, skip flag, client certificate: nothing else may share one
+//!                 └─ key ───► transport     server, its name, egress proxy, CA, skip flag, client certificate: nothing else may share one
 //!                               ├─ HTTP/1.1                 short calls, upgrades, `http://`, servers without h2
 //!                               ├─ HTTP/2, long streams     watches and log follows; 80, then the next connection
 //!                               └─ HTTP/2, short calls      by choice ([`Lane`]), apart from the long streams
@@ -29,6 +29,7 @@ use crate::{ClientCertificate, ClusterDetails, ClusterStamp, Error, ErrorKind, R
 mod body;
 mod connect;
 mod cut;
+mod egress;
 mod failure;
 mod http1;
 mod http2;

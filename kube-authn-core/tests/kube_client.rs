@@ -272,3 +272,32 @@ async fn logout_never_leaves_an_exec_or_a_log_of_a_client_open() {
     );
     eventually(|| server.seen().len() == 2, "one exec, one log").await;
 }
+
+#[tokio::test]
+async fn client_of_kube_keeps_to_the_clusters_tls_name() {
+    let ca = Ca::new();
+    let tls = ca.server_for(&["api.cluster.invalid"], &[H2, H1], false);
+    let server = Server::start(Some(Arc::new(tls)), |_, _| async { Ok(text(NO_PODS)) }).await;
+    let cluster = kube_authn_core::ClusterDetails::builder("a", format!("https://{}", server.address))
+        .auth_provider("test")
+        .ca_pem(ca.pem())
+        .tls_server_name("api.cluster.invalid")
+        .build()
+        .expect("a cluster");
+    let access = access(
+        vec![cluster],
+        Strategy::new(|_| Ok(bearer("token"))),
+        Lane::default(),
+    );
+
+    let client = access.client(&alice(), "a").await.expect("a client");
+    let pods: Api<Pod> = Api::namespaced(client, "team-a");
+
+    assert!(
+        pods.list(&ListParams::default())
+            .await
+            .expect("a list")
+            .items
+            .is_empty()
+    );
+}

@@ -73,16 +73,20 @@ impl ExecProvider {
     }
 
     fn allowed(&self, settings: &Settings) -> Result<Allowed, ExecError> {
-        let allowed = self
+        let mut meant = self
             .allowed
             .iter()
-            .find(|allowed| allowed.path == settings.command);
-        allowed.cloned().ok_or(ExecError::NotAllowed)
+            .filter(|allowed| settings.means(&allowed.path));
+        let first = meant.next().ok_or(ExecError::NotAllowed)?;
+        match meant.all(|other| other.path == first.path) {
+            true => Ok(first.clone()),
+            false => Err(ExecError::Ambiguous),
+        }
     }
 
     async fn run(&self, settings: &Settings, cluster: &ClusterDetails) -> Result<Credential, ExecError> {
         let allowed = self.allowed(settings)?;
-        let (asked, cluster) = (settings.clone(), cluster.clone());
+        let (asked, cluster, name) = (settings.clone(), cluster.clone(), allowed.path.clone());
         let prepare = move || {
             let program = allowed.resolve()?;
             Ok::<_, ExecError>((program, exchange::question(&asked, &cluster)?))
@@ -90,7 +94,7 @@ impl ExecProvider {
         let prepared = tokio::task::spawn_blocking(prepare).await;
         let (program, question) = prepared.map_err(|_| ExecError::Lost)??;
         let mut command = Command::new(program)
-            .called(&settings.command)
+            .called(name)
             .args(&settings.args)
             .passed_on(self.passed_on.clone())
             .timeout(self.timeout);
@@ -158,6 +162,8 @@ impl KubernetesAuthProvider for ExecProvider {
 enum ExecError {
     #[error("it is not allowed")]
     NotAllowed,
+    #[error("several allowed programs have that name")]
+    Ambiguous,
     #[error("it was not there when the list of allowed plugins was read")]
     WasMissing,
     #[error("it is not there")]
@@ -179,7 +185,7 @@ enum ExecError {
 impl ExecError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotAllowed | Self::WasMissing | Self::Missing(_) | Self::Swapped => {
+            Self::NotAllowed | Self::Ambiguous | Self::WasMissing | Self::Missing(_) | Self::Swapped => {
                 ErrorKind::ConfigInvalid
             }
             Self::Ca(error) => error.kind(),
@@ -197,6 +203,13 @@ impl ExecError {
             None => String::new(),
         };
         match self {
+            Self::NotAllowed if settings.is_bare() => format!(
+                "exec plugin {name}: no allowed program has that name, and PATH is not searched: add its absolute path to \
+                 kubeAuthn.strategies.exec.allow"
+            ),
+            Self::Ambiguous => format!(
+                "exec plugin {name}: {self}: keep one of them in kubeAuthn.strategies.exec.allow, or name it by its path"
+            ),
             Self::NotAllowed => format!(
                 "exec plugin {}: it is not allowed: add it to kubeAuthn.strategies.exec.allow",
                 settings.command.display()

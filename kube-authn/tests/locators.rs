@@ -44,6 +44,46 @@ fn catalog(status: &'static str, answer: &Value) -> (String, Receiver<(String, O
     (url, asked)
 }
 
+#[test]
+fn bare_plugin_name_that_nobody_allowed_is_told_with_context_and_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = json!({
+        "contexts": [
+            { "name": "eks", "context": { "cluster": "c", "user": "aws" } },
+            { "name": "other", "context": { "cluster": "c", "user": "other" } },
+        ],
+        "clusters": [{ "name": "c", "cluster": { "server": "https://a" } }],
+        "users": [
+            { "name": "aws", "user": { "exec": { "command": "aws" } } },
+            { "name": "other", "user": { "exec": { "command": "plugin" } } },
+        ],
+    });
+    fs::write(folder.path().join("kubeconfig"), kubeconfig.to_string()).unwrap();
+    fs::write(folder.path().join("plugin"), "").unwrap();
+    let config = json!({
+        "kubernetes": { "clusterLocatorMethods": [{ "type": "kubeconfig", "path": folder.path().join("kubeconfig") }] },
+        "kubeAuthn": { "strategies": { "exec": { "allow": [folder.path().join("plugin")] } } },
+    });
+    fs::write(folder.path().join("app-config.yaml"), config.to_string()).unwrap();
+
+    let output = Command::new(env!("CARGO_BIN_EXE_kube-authn"))
+        .args(["check", "--json"])
+        .current_dir(folder.path())
+        .env_clear()
+        .output()
+        .unwrap();
+
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["clusters"][0]["name"], "other", "{report}");
+    assert_eq!(report["errors"].as_array().unwrap().len(), 1, "{report}");
+    assert_eq!(report["errors"][0]["cluster"], "eks");
+    assert_eq!(
+        report["errors"][0]["message"],
+        "Invalid cluster 'eks': exec plugin aws: no allowed program has that name, and PATH is not searched: add its \
+         absolute path to kubeAuthn.strategies.exec.allow"
+    );
+}
+
 fn entity(name: &str, url: &str) -> Value {
     json!({
         "kind": "Resource",

@@ -118,6 +118,20 @@ async fn certificate_and_plugin_become_strategies_with_options() {
 }
 
 #[tokio::test]
+async fn tls_name_and_proxy_of_a_cluster_are_taken_over() {
+    let cluster = "{ server: 'https://10.0.0.1:6443', tls-server-name: api.example.com, \
+                   proxy-url: 'socks5://canary:canary@proxy:9' }";
+    let cluster = only(cluster, "{ token: a }").await;
+
+    assert_eq!(cluster.tls_server_name(), Some("api.example.com"));
+    assert_eq!(
+        cluster.egress_proxy().map(ToString::to_string).as_deref(),
+        Some("proxy:9")
+    );
+    assert!(!format!("{cluster:?} {:?}", cluster.upstream_key()).contains("canary"));
+}
+
+#[tokio::test]
 async fn context_that_cannot_work_is_named_with_its_reason() {
     for (cluster, user, text) in [
         (SERVER, "{}", "there is no credential"),
@@ -148,14 +162,19 @@ async fn context_that_cannot_work_is_named_with_its_reason() {
             "wants a terminal",
         ),
         (
-            "{ server: 'https://a', tls-server-name: b }",
+            "{ server: 'https://a', tls-server-name: 'b c' }",
             "{ token: a }",
-            "tls-server-name is not supported",
+            "no certificate can be for the name \"b c\"",
         ),
         (
-            "{ server: 'https://a', proxy-url: 'http://p' }",
+            "{ server: 'https://a', proxy-url: 'https://p' }",
             "{ token: a }",
-            "proxy-url is not supported",
+            "the proxy's url must begin with http:// or socks5://",
+        ),
+        (
+            "{ server: 'http://a', proxy-url: 'http://p' }",
+            "{ token: a }",
+            "through a proxy the API server must be reached over https",
         ),
         ("{ server: 'not a url' }", "{ token: a }", "url"),
         (

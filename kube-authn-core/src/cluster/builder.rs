@@ -1,13 +1,14 @@
 //! Collects what is known of a cluster and checks it as a whole.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use rustls_pki_types::ServerName;
 use serde_json::Value;
 
 use super::{
-    AuthMetadata, CaBundle, ClusterDetails, ClusterName, Content, CustomResource, Dashboard, ServerUrl,
-    StrategyOptions, TlsTrust,
+    AuthMetadata, CaBundle, ClusterDetails, ClusterName, Content, CustomResource, Dashboard, EgressProxy,
+    ServerUrl, StrategyOptions, TlsTrust,
     trust::{parse_ca, read_ca_file},
 };
 use crate::{Error, ErrorKind, Problem, Secret};
@@ -18,6 +19,9 @@ use crate::{Error, ErrorKind, Problem, Secret};
 pub struct ClusterBuilder {
     name: String,
     server: String,
+    tls_server_name: Option<String>,
+    /// May hold a password.
+    proxy_url: Option<Secret>,
     auth_provider: String,
     title: Option<String>,
     ca: CaInput,
@@ -45,6 +49,8 @@ impl ClusterBuilder {
         Self {
             name,
             server,
+            tls_server_name: None,
+            proxy_url: None,
             auth_provider: String::new(),
             title: None,
             ca: CaInput::System,
@@ -63,6 +69,20 @@ impl ClusterBuilder {
     /// The strategy's wire name, `serviceAccount`.
     pub fn auth_provider(mut self, name: impl Into<String>) -> Self {
         self.auth_provider = name.into();
+        self
+    }
+
+    /// The name that the API server's certificate must be for, where that is not the URL's host; it is told to the API
+    /// server as well (SNI).
+    pub fn tls_server_name(mut self, name: impl Into<String>) -> Self {
+        self.tls_server_name = Some(name.into());
+        self
+    }
+
+    /// The URL of the proxy through which the API server is reached, see [`EgressProxy::parse`]. It may hold user and
+    /// password.
+    pub fn proxy_url(mut self, url: Secret) -> Self {
+        self.proxy_url = Some(url);
         self
     }
 
@@ -148,8 +168,8 @@ impl ClusterBuilder {
     /// The cluster, if everything about it can work.
     ///
     /// # Errors
-    /// All problems at once, each with the key it belongs to: `name`, `url`, `authProvider`, `caData`, `caFile`,
-    /// `dashboardUrl`.
+    /// All problems at once, each with the key it belongs to: `name`, `url`, `tlsServerName`, `proxyUrl`, `authProvider`,
+    /// `caData`, `caFile`, `dashboardUrl`.
     pub fn build(self) -> Result<ClusterDetails, InvalidCluster> {
         let mut problems = Vec::new();
         let mut keep = |key: &str, message: String| problems.push(Problem::new(key, message));
@@ -160,6 +180,17 @@ impl ClusterBuilder {
         let server = ServerUrl::parse(&self.server)
             .map_err(|message| keep("url", message))
             .ok();
+        if let Some(name) = &self.tls_server_name
+            && ServerName::try_from(name.as_str()).is_err()
+        {
+            keep(
+                "tlsServerName",
+                format!("no certificate can be for the name {name:?}"),
+            );
+        }
+        let egress_proxy = self
+            .egress_proxy(server.as_ref())
+            .map_err(|message| keep("proxyUrl", message));
         if self.auth_provider.is_empty() {
             keep("authProvider", "a cluster needs an auth provider".to_owned());
         }
@@ -172,12 +203,14 @@ impl ClusterBuilder {
         }
         let ca = self.ca.check().map_err(|(key, message)| keep(key, message)).ok();
 
-        match (name, server, ca) {
-            (Some(name), Some(server), Some(ca)) if problems.is_empty() => {
+        match (name, server, egress_proxy, ca) {
+            (Some(name), Some(server), Ok(egress_proxy), Some(ca)) if problems.is_empty() => {
                 let content = Content {
                     name,
                     title: self.title,
                     server,
+                    tls_server_name: self.tls_server_name.map(Arc::from),
+                    egress_proxy,
                     trust: match self.skip_tls_verify {
                         true => TlsTrust::dangerously_skip_verify(ca),
                         false => TlsTrust::new(ca),
@@ -199,6 +232,22 @@ impl ClusterBuilder {
                 problems,
             }),
         }
+    }
+}
+
+impl ClusterBuilder {
+    fn egress_proxy(&self, server: Option<&ServerUrl>) -> Result<Option<EgressProxy>, String> {
+        let Some(url) = &self.proxy_url else {
+            return Ok(None);
+        };
+        let proxy = EgressProxy::parse(url.expose_str().unwrap_or_default())?;
+        if server.is_some_and(|server| !server.is_https()) {
+            return Err("through a proxy the API server must be reached over https".to_owned());
+        }
+        if self.only_public_addresses {
+            return Err("a proxy would choose the address, which must be public here".to_owned());
+        }
+        Ok(Some(proxy))
     }
 }
 

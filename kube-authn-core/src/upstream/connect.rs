@@ -22,16 +22,17 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    failure::Failure,
+    egress,
+    failure::{EgressCause, Failure},
     trust::{HTTP2, Settings, Trust},
 };
-use crate::{ClusterDetails, Error, ErrorKind, Result, is_public_address};
+use crate::{ClusterDetails, EgressProxy, Error, ErrorKind, Result, ServerUrl, is_public_address};
 
 /// Makes connections to one API server.
 #[derive(Debug)]
 pub(crate) struct Connector {
-    host: String,
-    port: u16,
+    server: ServerUrl,
+    proxy: Option<EgressProxy>,
     /// `None` for `http://`.
     tls: Option<(ServerName<'static>, Arc<Trust>)>,
     timeout: Duration,
@@ -65,7 +66,7 @@ impl Connector {
         count: Arc<Count>,
     ) -> Result<Self> {
         let server = cluster.server();
-        let host = server.host().to_owned();
+        let host = cluster.tls_server_name().unwrap_or(server.host()).to_owned();
         let tls = match server.is_https() {
             false => None,
             true => {
@@ -80,8 +81,8 @@ impl Connector {
             }
         };
         Ok(Self {
-            host,
-            port: server.port(),
+            server: server.clone(),
+            proxy: cluster.egress_proxy().cloned(),
             tls,
             timeout,
             only_public: cluster.only_public_addresses(),
@@ -123,7 +124,7 @@ impl Connector {
 
     async fn attempt(&self, offer: Offer, deadline: Instant) -> Result<Connected, Failure> {
         let Some((name, trust)) = &self.tls else {
-            let stream = self.dial(deadline).await?;
+            let stream = self.open(deadline).await?;
             return Ok(Connected {
                 stream: self.count.counted(Io::Plain(stream)),
                 http2: false,
@@ -131,7 +132,7 @@ impl Connector {
             });
         };
         let settings = trust.settings().await.map_err(Failure::Settings)?;
-        let tcp = self.dial(deadline).await?;
+        let tcp = self.open(deadline).await?;
         let tls = TlsConnector::from(config(&settings, offer))
             .connect(name.clone(), tcp)
             .await
@@ -144,10 +145,20 @@ impl Connector {
         })
     }
 
+    /// To the API server, or to what its egress proxy says is it.
+    async fn open(&self, deadline: Instant) -> Result<TcpStream, Failure> {
+        let Some(proxy) = &self.proxy else {
+            return self.dial(self.server.host(), self.server.port(), deadline).await;
+        };
+        let stream = self.dial(proxy.host(), proxy.port(), deadline).await;
+        let stream = stream.map_err(|failure| EgressCause::Unreachable(Box::new(failure)).of(proxy))?;
+        egress::tunnel(proxy, &self.server, stream).await
+    }
+
     /// Tries the addresses of the name in turn; each gets its share of the time that is left.
     #[allow(clippy::disallowed_methods, reason = "the door to API servers")]
-    async fn dial(&self, deadline: Instant) -> Result<TcpStream, Failure> {
-        let resolved = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
+    async fn dial(&self, host: &str, port: u16, deadline: Instant) -> Result<TcpStream, Failure> {
+        let resolved = tokio::net::lookup_host((host, port)).await;
         let addresses: Vec<SocketAddr> = resolved
             .map_err(|error| Failure::Resolve(Arc::new(error)))?
             .collect();

@@ -5,7 +5,7 @@ use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 use http::Method;
 use rustls::{AlertDescription, CertificateError, pki_types::UnixTime};
 
-use crate::{ClusterDetails, Error, ErrorKind};
+use crate::{ClusterDetails, EgressProxy, Error, ErrorKind};
 
 /// Why a request got no answer. `Clone`, since one failed connect answers many waiters.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -18,6 +18,8 @@ pub(crate) enum Failure {
     Connect(#[source] Arc<io::Error>),
     #[error("no connection within {0:?}")]
     ConnectTimeout(Duration),
+    #[error("its egress proxy at {at} {cause}")]
+    Egress { at: String, cause: EgressCause },
     #[error("{}", tls_words(.0))]
     Tls(#[source] rustls::Error),
     #[error("{}", http_words(.source))]
@@ -36,6 +38,29 @@ pub(crate) enum Failure {
     /// Trust or client certificate cannot be used.
     #[error(transparent)]
     Settings(Error),
+}
+
+/// What an egress proxy has to do with it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum EgressCause {
+    #[error("cannot be reached: {0}")]
+    Unreachable(#[source] Box<Failure>),
+    /// The library's errors have no names; their words say what the proxy answered.
+    #[error("opens no connection to it: {0}")]
+    Refused(#[source] Arc<dyn StdError + Send + Sync>),
+}
+
+impl EgressCause {
+    pub(crate) fn refused(error: impl StdError + Send + Sync + 'static) -> Self {
+        Self::Refused(Arc::new(error))
+    }
+
+    pub(crate) fn of(self, proxy: &EgressProxy) -> Failure {
+        Failure::Egress {
+            at: proxy.to_string(),
+            cause: self,
+        }
+    }
 }
 
 impl Failure {
@@ -98,7 +123,9 @@ impl Failure {
             Self::Tls(_) | Self::NotPublic => (ErrorKind::UpstreamUnreachable, false),
             Self::Http { source, .. } if source.is_timeout() => (ErrorKind::Timeout, true),
             Self::Http { source, .. } if source.is_user() => (ErrorKind::RequestInvalid, false),
-            Self::Http { .. } | Self::Resolve(_) | Self::Connect(_) => (ErrorKind::UpstreamUnreachable, true),
+            Self::Http { .. } | Self::Resolve(_) | Self::Connect(_) | Self::Egress { .. } => {
+                (ErrorKind::UpstreamUnreachable, true)
+            }
         };
         let server = cluster.server();
         let text = format!(

@@ -23,6 +23,9 @@ pub(super) fn question(settings: &Settings, cluster: &ClusterDetails) -> Result<
 
 fn cluster_info(cluster: &ClusterDetails) -> Result<Value, ExecError> {
     let mut info = json!({ "server": cluster.server().to_string() });
+    if let Some(name) = cluster.tls_server_name() {
+        info["tls-server-name"] = name.into();
+    }
     let trust = cluster.trust();
     if trust.skip_verify() {
         info["insecure-skip-tls-verify"] = true.into();

@@ -1,6 +1,6 @@
 //! The block `kubeAuthn.exec` of a cluster: the fields of `users[].user.exec` in a kubeconfig.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kube_authn_core::{ClusterDetails, Problem};
 
@@ -21,8 +21,14 @@ impl Settings {
     pub(super) fn of(cluster: &ClusterDetails) -> Result<Self, Vec<Problem>> {
         let mut block = Block::of(cluster, "exec", &KEYS);
         let command = block.required_text("command").map(PathBuf::from);
-        if command.as_ref().is_some_and(|command| !command.is_absolute()) {
-            block.refuse("command", "expected an absolute path: PATH is not searched");
+        if command
+            .as_ref()
+            .is_some_and(|command| !command.is_absolute() && !is_bare(command))
+        {
+            block.refuse(
+                "command",
+                "expected an absolute path, or the bare name of an allowed one: PATH is not searched",
+            );
         }
         let api_version = block
             .choice("apiVersion", &API_VERSIONS)
@@ -60,11 +66,28 @@ impl Settings {
         }
     }
 
+    /// Whether this program is the one that is meant: by its path letter by letter, or by its file name.
+    pub(super) fn means(&self, allowed: &Path) -> bool {
+        match self.is_bare() {
+            true => allowed.is_absolute() && allowed.file_name() == Some(self.command.as_os_str()),
+            false => allowed == self.command,
+        }
+    }
+
+    /// Whether the command is a name without folder, as kubeconfig files of cloud tools have it.
+    pub(super) fn is_bare(&self) -> bool {
+        is_bare(&self.command)
+    }
+
     /// The plugin's file name, for messages.
     pub(super) fn name(&self) -> String {
         let name = self.command.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()
     }
+}
+
+fn is_bare(command: &Path) -> bool {
+    command.file_name() == Some(command.as_os_str())
 }
 
 pub(super) const COMMAND_KEY: &str = "kubeAuthn.exec.command";

@@ -106,7 +106,7 @@ async fn keeps_the_contract() {
     ));
     let other = with_settings(&json!({ "command": "/bin/true" }));
     let wrong = with_settings(&json!({
-        "command": "aws", "args": "x", "apiVersion": "v1alpha1", "shell": true, "env": [{ "value": "canary" }],
+        "command": "./aws", "args": "x", "apiVersion": "v1alpha1", "shell": true, "env": [{ "value": "canary" }],
     }));
     let fixture = ProviderFixture::new(
         plugin.strategy(),
@@ -173,6 +173,7 @@ async fn cluster_is_described_only_when_asked_for_and_with_its_ca() {
     let block = json!({ "exec": { "command": "/x", "provideClusterInfo": true } });
     let cluster = cluster(ExecProvider::NAME)
         .ca_pem(pem.as_str())
+        .tls_server_name("api.example.com")
         .options(StrategyOptions::new(
             block.as_object().expect("an object").clone(),
         ))
@@ -186,6 +187,10 @@ async fn cluster_is_described_only_when_asked_for_and_with_its_ca() {
 
     let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, pem);
     assert!(asked.contains(&encoded), "{asked}");
+    assert!(
+        asked.contains(r#""tls-server-name":"api.example.com""#),
+        "{asked}"
+    );
     assert!(!not_asked.contains("cluster"), "{not_asked}");
 }
 

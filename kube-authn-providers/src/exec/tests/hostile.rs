@@ -186,6 +186,40 @@ async fn program_of_the_same_name_in_path_is_never_started() {
 }
 
 #[tokio::test]
+async fn bare_name_is_that_of_an_allowed_program_and_of_no_other() {
+    let (one, two) = (
+        Plugin::printing(&answer(&json!({ "token": "one" }))),
+        Plugin::printing(&answer(&json!({ "token": "two" }))),
+    );
+    let asked = request("alice", &with_settings(&json!({ "command": "plugin" })));
+    let allowing = |paths: &[PathBuf]| ExecProvider::new().with_allowed(paths.to_vec());
+    let refused = async |paths: &[PathBuf]| {
+        let error = allowing(paths).credential(&asked).await.expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+        let problems = allowing(paths).validate(&asked.cluster);
+        assert_eq!((problems.len(), &*problems[0].message), (1, &*error.to_string()));
+        error.to_string()
+    };
+
+    let credential = allowing(&[PathBuf::from("/bin/true"), one.path()])
+        .credential(&asked)
+        .await;
+    assert_eq!(sent(&credential.expect("a credential")), Secret::new("one"));
+
+    let nowhere = refused(&[PathBuf::from("/bin/true"), one.path().join("x")]).await;
+    assert_eq!(
+        nowhere,
+        "exec plugin plugin: no allowed program has that name, and PATH is not searched: add its absolute path to \
+         kubeAuthn.strategies.exec.allow"
+    );
+    let several = refused(&[one.path(), two.path()]).await;
+    assert!(
+        several.contains("several allowed programs have that name"),
+        "{several}"
+    );
+}
+
+#[tokio::test]
 async fn plugin_that_is_not_installed_is_told_with_the_hint() {
     let folder = TempDir::new().expect("a folder");
     let path = folder.path().join("plugin");
