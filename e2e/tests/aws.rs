@@ -8,6 +8,8 @@
 
 #[path = "aws/programs.rs"]
 mod programs;
+#[path = "aws/sources.rs"]
+mod sources;
 #[path = "aws/stand_in.rs"]
 mod stand_in;
 

@@ -22,8 +22,10 @@ use url::form_urlencoded;
 pub(crate) struct Seen {
     pub(crate) method: Method,
     pub(crate) path: String,
+    pub(crate) query: Option<String>,
     pub(crate) headers: HeaderMap,
     pub(crate) form: HashMap<String, String>,
+    pub(crate) body: Bytes,
 }
 
 /// How the next requests are answered.
@@ -84,12 +86,21 @@ impl StandIn {
         self.seen.lock().unwrap().push(Seen {
             method: head.method.clone(),
             path: path.clone(),
+            query: head.uri.query().map(str::to_owned),
             headers: head.headers,
             form: form.clone(),
+            body,
         });
         let mood = *self.mood.lock().unwrap();
         match mood {
             Mood::Slow(pause) => tokio::time::sleep(pause).await,
+            Mood::Denying if path == "/federation/credentials" => {
+                let error = json!({ "message": "Session token not found or invalid" }).to_string();
+                let mut response = respond(StatusCode::UNAUTHORIZED, &error);
+                let kind = "UnauthorizedException".parse().unwrap();
+                response.headers_mut().insert("x-amzn-errortype", kind);
+                return response;
+            }
             Mood::Denying => {
                 let error = "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>User: \
                              arn:aws:iam::123456789012:user/portal is not authorized to perform: sts:AssumeRole\
@@ -114,6 +125,13 @@ impl StandIn {
             ("GET", "/latest/meta-data/iam/security-credentials/") => respond(StatusCode::OK, "node"),
             ("GET", "/latest/meta-data/iam/security-credentials/node") => container("node"),
             ("GET", "/pod") => container("pod"),
+            ("GET", "/ecs") => container("ecs"),
+            ("GET", "/federation/credentials") => identity_center("reader"),
+            ("POST", "/token") => {
+                let renewed =
+                    json!({ "accessToken": "renewed-login", "expiresIn": 3600, "tokenType": "Bearer" });
+                respond(StatusCode::OK, &renewed.to_string())
+            }
             _ => respond(StatusCode::NOT_FOUND, ""),
         }
     }
@@ -155,6 +173,17 @@ fn container(name: &str) -> Response<Full<Bytes>> {
         "Token": session_of(name),
         "Expiration": "2099-01-01T00:00:00Z",
     });
+    respond(StatusCode::OK, &keys.to_string())
+}
+
+/// As the portal of IAM Identity Center gives keys.
+fn identity_center(name: &str) -> Response<Full<Bytes>> {
+    let keys = json!({ "roleCredentials": {
+        "accessKeyId": format!("ASIA{name}"),
+        "secretAccessKey": secret_of(name),
+        "sessionToken": session_of(name),
+        "expiration": 4_070_908_800_000_u64,
+    }});
     respond(StatusCode::OK, &keys.to_string())
 }
 

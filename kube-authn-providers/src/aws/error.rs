@@ -27,6 +27,10 @@ pub(super) enum AwsError {
     Misconfigured(String),
     #[error("cannot read AWS credentials: {0}")]
     Unreadable(String),
+    #[error(
+        "the login at IAM Identity Center does not hold, run `aws sso login` as the user of this service: {0}"
+    )]
+    NoLogin(String),
     #[error("cannot {what}: AWS refuses with {code}{message}")]
     Refused {
         what: String,
@@ -49,6 +53,9 @@ impl AwsError {
     /// What kept a source from giving credentials.
     pub(super) fn of_source(error: &CredentialsError) -> Self {
         let reason = reason(error);
+        if is_about_a_login(&reason) {
+            return Self::NoLogin(reason);
+        }
         match error {
             CredentialsError::CredentialsNotLoaded(_) => Self::NoCredentials(reason),
             CredentialsError::InvalidConfiguration(_) => Self::Misconfigured(reason),
@@ -90,6 +97,7 @@ impl AwsError {
             | Self::NotARegion(_)
             | Self::NoEndpoint { .. }
             | Self::NoCredentials(_)
+            | Self::NoLogin(_)
             | Self::Misconfigured(_) => ErrorKind::ConfigInvalid,
             Self::Refused { code, .. } if PASSING.contains(&code.as_str()) => ErrorKind::Unavailable,
             Self::Refused { .. } => ErrorKind::ConfigInvalid,
@@ -129,6 +137,14 @@ fn reason(error: &(dyn StdError + 'static)) -> String {
         next = error.source();
     }
     said.join(": ")
+}
+
+/// Whether the cached login of IAM Identity Center is missing, broken, over, or refused. The SDK's types for that are not
+/// public, its words are all there is.
+fn is_about_a_login(reason: &str) -> bool {
+    ["SSO token", "/sso/cache/", "UnauthorizedException"]
+        .iter()
+        .any(|words| reason.contains(words))
 }
 
 /// The first line, without what a credential process wrote, without control characters, at most [`MAX_CHARACTERS`].
