@@ -9,7 +9,7 @@ import sys
 
 import google.auth
 import google.auth.transport.requests
-from google.auth import iam, identity_pool
+from google.auth import iam, identity_pool, pluggable
 from google.oauth2 import credentials as user
 from google.oauth2 import service_account
 
@@ -24,7 +24,8 @@ def load(path):
         info = json.load(file)
     if info["type"] == "external_account":
         # Without the look at the project's name that google.auth.default takes.
-        return identity_pool.Credentials.from_info(info, scopes=SCOPES)
+        kind = pluggable if "executable" in info["credential_source"] else identity_pool
+        return kind.Credentials.from_info(info, scopes=SCOPES)
     return google.auth.load_credentials_from_file(path, scopes=SCOPES)[0]
 
 

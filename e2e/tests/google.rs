@@ -181,6 +181,7 @@ fn google_auth(google: &Google, file: Option<&Path>) -> Vec<Asked> {
         .env("GOOGLE", google.url(""))
         .env("GCE_METADATA_HOST", &google.host)
         .env("GCE_METADATA_IP", &google.host)
+        .env("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1")
         .output()
         .expect("started");
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -191,8 +192,13 @@ fn google_auth(google: &Google, file: Option<&Path>) -> Vec<Asked> {
 /// What we ask.
 async fn ours(google: &Google, credentials: GoogleCredentials) -> Vec<Asked> {
     let crypto = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let env = |name: &str| (name == "GCE_METADATA_HOST").then(|| google.host.clone());
-    let provider = GoogleServiceAccountProvider::new(credentials, crypto, &env);
+    let env = |name: &str| match name {
+        "GCE_METADATA_HOST" => Some(google.host.clone()),
+        "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES" => Some("1".to_owned()),
+        _ => None,
+    };
+    let provider =
+        GoogleServiceAccountProvider::new(credentials, crypto, &env).with_executables(["/bin/sh".into()]);
     provider.access_token().await.expect("a token");
     google.asked()
 }
@@ -303,4 +309,20 @@ async fn impersonated_account_asks_as_google_auth_does() {
         }),
     )
     .await;
+}
+
+/// The program hands on what it was told, so that the subject tokens tell whether both were told the same. Without
+/// impersonation: there google-auth tells the program nothing of the account, other than its own text and AIP-4117 say.
+#[tokio::test]
+async fn program_of_a_federated_account_is_told_what_google_auth_tells_it() {
+    let google = Google::start();
+    let script = tempfile::NamedTempFile::new().expect("a file");
+    let program = r#"told=$(env | grep ^GOOGLE_EXTERNAL_ACCOUNT_ | grep -v _ALLOW_ | sort | base64 -w0)
+echo "{\"version\":1,\"success\":true,\"token_type\":\"urn:ietf:params:oauth:token-type:id_token\",\"id_token\":\"$1 $told\"}""#;
+    fs::write(script.path(), program).expect("written");
+    let mut file = external_file(&google, script.path());
+    let command = format!("/bin/sh {} 'two words'", script.path().display());
+    file["credential_source"] = json!({ "executable": { "command": command, "timeout_millis": 5000 } });
+
+    asks_the_same(&google, &file).await;
 }

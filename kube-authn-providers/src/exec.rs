@@ -9,15 +9,14 @@ use kube_authn_core::{
 };
 
 use crate::{
+    allowed::{Allowed, AllowedError},
     command::{Command, CommandError, DEFAULT_TIMEOUT, Finished, PassedOn},
     options::invalid,
 };
 
-mod allowed;
 mod exchange;
 mod settings;
 
-use allowed::Allowed;
 use exchange::AnswerError;
 use settings::Settings;
 
@@ -164,12 +163,8 @@ enum ExecError {
     NotAllowed,
     #[error("several allowed programs have that name")]
     Ambiguous,
-    #[error("it was not there when the list of allowed plugins was read")]
-    WasMissing,
-    #[error("it is not there")]
-    Missing(#[source] std::io::Error),
-    #[error("it leads to another file than when the list of allowed plugins was read")]
-    Swapped,
+    #[error(transparent)]
+    Place(#[from] AllowedError),
     #[error("the CA of the cluster cannot be read")]
     Ca(#[source] Error),
     #[error("it was lost")]
@@ -185,9 +180,7 @@ enum ExecError {
 impl ExecError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotAllowed | Self::Ambiguous | Self::WasMissing | Self::Missing(_) | Self::Swapped => {
-                ErrorKind::ConfigInvalid
-            }
+            Self::NotAllowed | Self::Ambiguous | Self::Place(_) => ErrorKind::ConfigInvalid,
             Self::Ca(error) => error.kind(),
             Self::Command(CommandError::Relative | CommandError::Start(_)) => ErrorKind::ConfigInvalid,
             Self::Command(CommandError::Timeout(_)) => ErrorKind::Timeout,
@@ -214,8 +207,10 @@ impl ExecError {
                 "exec plugin {}: it is not allowed: add it to kubeAuthn.strategies.exec.allow",
                 settings.command.display()
             ),
-            Self::WasMissing | Self::Missing(_) => format!("exec plugin {name}: {self}{}", hint()),
-            Self::Swapped => format!("exec plugin {name}: {self}: restart to allow what is there now"),
+            Self::Place(AllowedError::Swapped) => {
+                format!("exec plugin {name}: {self}: restart to allow what is there now")
+            }
+            Self::Place(_) => format!("exec plugin {name}: {self}{}", hint()),
             Self::Command(CommandError::Start(source)) => {
                 format!("exec plugin {name}: {self}: {source}{}", hint())
             }

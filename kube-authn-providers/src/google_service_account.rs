@@ -1,5 +1,7 @@
 //! Strategy `googleServiceAccount`: an access token of a Google service account, for clusters of GKE.
 
+#[cfg(feature = "google-federation")]
+use std::path::PathBuf;
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
@@ -14,6 +16,8 @@ mod account;
 mod calls;
 mod credentials;
 mod error;
+#[cfg(feature = "google-federation")]
+mod executable;
 #[cfg(feature = "google-federation")]
 mod federation;
 mod options;
@@ -75,7 +79,7 @@ impl GoogleServiceAccountProvider {
             source: Arc::new(Source::new(credentials, crypto.clone(), env)),
             impersonate: None,
             iam_credentials: IAM_CREDENTIALS.into(),
-            calls: Calls::new(crypto),
+            calls: Calls::new(crypto, env),
             tokens: Arc::default(),
             clock: Arc::new(SystemClock),
         }
@@ -91,6 +95,15 @@ impl GoogleServiceAccountProvider {
     /// Asks here for tokens of impersonated accounts, not at `https://iamcredentials.googleapis.com`.
     pub fn with_iam_credentials_url(mut self, url: &Url) -> Self {
         self.iam_credentials = url.as_str().into();
+        self
+    }
+
+    /// Allows the programs at these absolute paths to give subject tokens (`credential_source.executable`), if
+    /// `GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES` is `1` as well. Links are followed now, and what they lead to is
+    /// remembered.
+    #[cfg(feature = "google-federation")]
+    pub fn with_executables(mut self, paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        self.calls.executables = self.calls.executables.with_allowed(paths);
         self
     }
 
@@ -117,6 +130,15 @@ impl GoogleServiceAccountProvider {
             Some(Err(why)) => Err(Error::new(ErrorKind::ConfigInvalid, unusable_account(why))),
             None => Ok(TokenOf::Account),
         }
+    }
+
+    /// Why the program that credentials of the configuration name would not be started.
+    #[cfg(feature = "google-federation")]
+    fn refused_program(&self) -> Option<String> {
+        let executable = self.source.configured()?.executable()?;
+        let source = self.calls.executables.permit(executable).err()?;
+        let program = executable.program().to_owned();
+        Some(GoogleError::Executable { program, source }.to_string())
     }
 
     /// In a task of its own: whoever stops waiting takes nothing from the others who wait for the same token.
@@ -209,6 +231,8 @@ impl KubernetesAuthProvider for GoogleServiceAccountProvider {
     fn validate(&self, cluster: &ClusterDetails) -> Vec<Problem> {
         let mut problems = options::read(cluster).err().unwrap_or_default();
         problems.extend(self.source.problem().map(|text| Problem::new("", text)));
+        #[cfg(feature = "google-federation")]
+        problems.extend(self.refused_program().map(|text| Problem::new("", text)));
         if let Some(Err(why)) = &self.impersonate {
             problems.push(Problem::new("", unusable_account(why)));
         }

@@ -4,6 +4,7 @@
 use kube_authn_core::ProviderRegistry;
 
 mod aks;
+mod allowed;
 #[cfg(feature = "aws")]
 mod aws;
 #[cfg(feature = "azure")]

@@ -22,18 +22,8 @@ impl ExecSettings {
             return Self::default();
         }
         findings.extend(block.unknown_keys(&["allow", "timeout", "passEnvironment"]));
-        let (allow, timeout) = (block.child("allow"), block.child("timeout"));
-        let paths = findings
-            .keep(allow.optional_strings())
-            .flatten()
-            .unwrap_or_default();
-        let paths: Vec<PathBuf> = paths.into_iter().map(PathBuf::from).collect();
-        for (index, path) in paths.iter().enumerate() {
-            if !path.is_absolute() {
-                let place = allow.element(index);
-                findings.push(place.problem("expected an absolute path: PATH is not searched"));
-            }
-        }
+        let paths = allowed_programs(&block.child("allow"), findings);
+        let timeout = block.child("timeout");
         let limit = findings.keep(optional_duration(&timeout)).flatten();
         if limit.is_some_and(|limit| limit.is_zero()) {
             findings.push(timeout.problem("expected a duration longer than zero"));
@@ -47,6 +37,19 @@ impl ExecSettings {
                 .map(|names| names.into_iter().map(str::to_owned).collect()),
         }
     }
+}
+
+/// A list of absolute paths.
+pub(super) fn allowed_programs(list: &ConfigValue<'_>, findings: &mut Findings) -> Vec<PathBuf> {
+    let paths = findings.keep(list.optional_strings()).flatten();
+    let paths: Vec<PathBuf> = paths.unwrap_or_default().into_iter().map(PathBuf::from).collect();
+    for (index, path) in paths.iter().enumerate() {
+        if !path.is_absolute() {
+            let place = list.element(index);
+            findings.push(place.problem("expected an absolute path: PATH is not searched"));
+        }
+    }
+    paths
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use kube_authn_core::Secret;
 
+use super::exec::allowed_programs;
 use crate::{AppConfig, InvalidConfig, findings::Findings};
 
 /// What holds for all clusters of strategy `googleServiceAccount`, and for the locator `gke`.
@@ -16,6 +17,8 @@ pub struct GoogleServiceAccountSettings {
     pub credentials_file: Option<PathBuf>,
     /// The service account to impersonate, unless a cluster's own `kubeAuthn.googleServiceAccount` names another one.
     pub impersonate: Option<String>,
+    /// The absolute paths of the programs that may give subject tokens. Empty: none.
+    pub allow_executables: Vec<PathBuf>,
 }
 
 impl GoogleServiceAccountSettings {
@@ -42,7 +45,7 @@ impl GoogleServiceAccountSettings {
                 ..Self::default()
             };
         }
-        findings.extend(block.unknown_keys(&["credentialsFile", "impersonate"]));
+        findings.extend(block.unknown_keys(&["credentialsFile", "impersonate", "allowExecutables"]));
         let file = block.child("credentialsFile");
         let path = findings.keep(file.optional_string()).flatten();
         if credentials.is_some() && path.is_some() {
@@ -57,6 +60,7 @@ impl GoogleServiceAccountSettings {
             credentials,
             credentials_file: path.map(PathBuf::from),
             impersonate: impersonate.map(str::to_owned),
+            allow_executables: allowed_programs(&block.child("allowExecutables"), findings),
         }
     }
 }
@@ -80,7 +84,8 @@ mod tests {
         let settings = read("kubernetes: { googleServiceAccountCredentials: '{}' }").expect("legal");
         assert_eq!(settings.credentials, Some(Secret::new("{}")));
         let settings = read(
-            "kubeAuthn: { strategies: { googleServiceAccount: { credentialsFile: /etc/sa.json, impersonate: sa@p.iam } } }",
+            "kubeAuthn: { strategies: { googleServiceAccount: { credentialsFile: /etc/sa.json, impersonate: sa@p.iam,
+             allowExecutables: [/bin/subject] } } }",
         );
         assert_eq!(
             settings,
@@ -88,6 +93,7 @@ mod tests {
                 credentials: None,
                 credentials_file: Some("/etc/sa.json".into()),
                 impersonate: Some("sa@p.iam".to_owned()),
+                allow_executables: vec!["/bin/subject".into()],
             })
         );
     }
@@ -105,8 +111,12 @@ mod tests {
                 vec!["kubernetes.googleServiceAccountCredentials".to_owned()],
             ),
             (
-                "kubeAuthn: { strategies: { googleServiceAccount: { scopes: [], impersonate: [] } } }",
-                vec![format!("{block}.scopes"), format!("{block}.impersonate")],
+                "kubeAuthn: { strategies: { googleServiceAccount: { scopes: [], impersonate: [], allowExecutables: [a] } } }",
+                vec![
+                    format!("{block}.scopes"),
+                    format!("{block}.impersonate"),
+                    format!("{block}.allowExecutables[0]"),
+                ],
             ),
             (
                 "kubernetes: { googleServiceAccountCredentials: '{}' }\n\

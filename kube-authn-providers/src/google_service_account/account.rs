@@ -15,9 +15,12 @@ use kube_authn_core::{
 };
 use url::{Host, Url};
 
-#[cfg(feature = "google-federation")]
-use super::federation::{ExternalAccount, Target};
 use super::{calls, error::FileError};
+#[cfg(feature = "google-federation")]
+use super::{
+    executable::Executable,
+    federation::{ExternalAccount, Target},
+};
 
 /// Who gets a token, and by what.
 #[derive(Debug)]
@@ -88,6 +91,16 @@ impl Account {
                 Err(FileError::NeedsFederation("type impersonated_service_account"))
             }
             _ => Err(FileError::UnknownType),
+        }
+    }
+
+    /// The program that gives its subject token.
+    #[cfg(feature = "google-federation")]
+    pub(super) fn executable(&self) -> Option<&Executable> {
+        match self {
+            Self::External(external) => external.executable(),
+            Self::Impersonated(source, _) => source.executable(),
+            Self::Key(_) | Self::User(_) | Self::Metadata(_) => None,
         }
     }
 

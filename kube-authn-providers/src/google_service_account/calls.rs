@@ -14,6 +14,8 @@ use kube_authn_core::{
 use tokio::sync::OnceCell;
 use url::Url;
 
+#[cfg(feature = "google-federation")]
+use super::executable::Executables;
 use super::{
     account::{AuthorizedUser, Fields, ServiceAccountKey},
     error::{GoogleError, known_code},
@@ -55,13 +57,21 @@ pub(super) struct AccessToken {
 pub(super) struct Calls {
     crypto: Arc<CryptoProvider>,
     transport: Arc<OnceCell<Transport>>,
+    #[cfg(feature = "google-federation")]
+    pub(super) executables: Executables,
 }
 
 impl Calls {
-    pub(super) fn new(crypto: Arc<CryptoProvider>) -> Self {
+    #[cfg_attr(
+        not(feature = "google-federation"),
+        allow(unused_variables, reason = "only subjects of federation look there")
+    )]
+    pub(super) fn new(crypto: Arc<CryptoProvider>, env: &impl Fn(&str) -> Option<String>) -> Self {
         Self {
             crypto,
             transport: Arc::default(),
+            #[cfg(feature = "google-federation")]
+            executables: Executables::new(env(OPT_IN).as_deref() == Some("1")),
         }
     }
 
@@ -276,3 +286,7 @@ const METADATA_TOTAL: Duration = Duration::from_secs(10);
 const MAX_TOKEN_SECONDS: i64 = 24 * 3600;
 /// Google's documented limit is 2,048 bytes, 12 KiB for federated ones.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
+
+/// What Google's libraries ask for before they start a program.
+#[cfg(feature = "google-federation")]
+const OPT_IN: &str = "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES";

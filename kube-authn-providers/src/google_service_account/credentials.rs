@@ -105,6 +105,15 @@ impl Source {
         }
     }
 
+    /// The account whose credentials stand in the configuration.
+    #[cfg(feature = "google-federation")]
+    pub(super) fn configured(&self) -> Option<&Account> {
+        match &self.place {
+            Place::Json(Ok(current)) => Some(&current.account),
+            _ => None,
+        }
+    }
+
     /// The account as it stands now. Without a file of credentials it stays what it is.
     pub(super) async fn current(&self) -> Result<Current> {
         match &self.place {

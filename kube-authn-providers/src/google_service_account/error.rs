@@ -4,6 +4,9 @@ use std::{fmt::Write as _, io, path::PathBuf};
 
 use kube_authn_core::{Error, ErrorKind, http::StatusCode};
 
+#[cfg(feature = "google-federation")]
+use super::executable::ExecutableError;
+
 /// A failure, without secrets and without an answer's body.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum GoogleError {
@@ -37,6 +40,12 @@ pub(super) enum GoogleError {
     #[cfg(feature = "google-federation")]
     #[error("the URL of IAM credentials is malformed")]
     IamUrl,
+    #[cfg(feature = "google-federation")]
+    #[error("the program {} gives no subject token: {source}", program.display())]
+    Executable {
+        program: PathBuf,
+        source: ExecutableError,
+    },
     #[cfg(feature = "google-federation")]
     #[error("the subject token {0}")]
     SubjectToken(String),
@@ -113,6 +122,8 @@ impl GoogleError {
             },
             #[cfg(feature = "google-federation")]
             Self::SubjectToken(_) => ErrorKind::Unavailable,
+            #[cfg(feature = "google-federation")]
+            Self::Executable { source, .. } => source.kind(),
             #[cfg(feature = "google-federation")]
             Self::IamUrl => ErrorKind::ConfigInvalid,
             Self::Unusable { .. } | Self::NoMetadataServer(_) | Self::MetadataHost | Self::Signature => {

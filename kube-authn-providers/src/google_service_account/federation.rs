@@ -19,6 +19,7 @@ use super::{
     calls::{AccessToken, Calls, Scopes, answered, host, token, usable},
     credentials,
     error::{FileError, GoogleError},
+    executable::{Asking, Executable},
 };
 
 /// An identity of another issuer that Google trusts (type `external_account`).
@@ -42,6 +43,7 @@ struct Subject {
 enum Place {
     File(PathBuf),
     Url(Url, Vec<(HeaderName, HeaderValue)>),
+    Program(Executable),
 }
 
 /// A service account that is spoken for.
@@ -70,16 +72,21 @@ impl ExternalAccount {
     }
 }
 
+impl ExternalAccount {
+    /// The program that gives the subject token.
+    pub(super) fn executable(&self) -> Option<&Executable> {
+        match &self.subject.place {
+            Place::Program(executable) => Some(executable),
+            Place::File(_) | Place::Url(..) => None,
+        }
+    }
+}
+
 impl Subject {
     fn of(mut source: Fields) -> Result<Self, FileError> {
-        if source.optional("executable").is_some() {
-            return Err(FileError::Unsupported(
-                "credential_source.executable is refused: use a file or a URL",
-            ));
-        }
         if source.optional("environment_id").is_some() || source.optional("certificate").is_some() {
             return Err(FileError::Unsupported(
-                "this credential_source is not supported: use a file or a URL",
+                "this credential_source is not supported: use a file, a URL or an executable",
             ));
         }
         let field = match source.optional("format") {
@@ -93,12 +100,17 @@ impl Subject {
                 }
             }
         };
-        let place = match (source.optional_text("file")?, source.optional_text("url")?) {
-            (Some(file), None) => Place::File(file.into()),
-            (None, Some(url)) => Place::Url(subject_url(&url)?, headers(&mut source)?),
+        let place = match (
+            source.optional_text("file")?,
+            source.optional_text("url")?,
+            source.optional("executable"),
+        ) {
+            (Some(file), None, None) => Place::File(file.into()),
+            (None, Some(url), None) => Place::Url(subject_url(&url)?, headers(&mut source)?),
+            (None, None, Some(executable)) => Place::Program(Executable::of(executable)?),
             _ => {
                 return Err(FileError::Unsupported(
-                    "credential_source needs one of file and url",
+                    "credential_source needs one of file, url and executable",
                 ));
             }
         };
@@ -194,6 +206,12 @@ impl Target {
         }))
     }
 
+    /// The e-mail address in the URL.
+    fn email(&self) -> Option<&str> {
+        let name = self.url.path().rsplit('/').next()?;
+        name.strip_suffix(":generateAccessToken")
+    }
+
     /// The service account of this e-mail address, which is checked.
     pub(super) fn account(iam_credentials: &str, email: &str) -> Result<Self, GoogleError> {
         let base = iam_credentials.trim_end_matches('/');
@@ -227,7 +245,7 @@ impl Calls {
         account: &ExternalAccount,
         scopes: Scopes,
     ) -> Result<AccessToken, GoogleError> {
-        let subject = self.subject_token(&account.subject).await?;
+        let subject = self.subject_token(clock, account).await?;
         let scope = scopes.list().join(" ");
         let options = account
             .user_project
@@ -254,8 +272,14 @@ impl Calls {
         token(&account.token_url, &answer.map_err(GoogleError::Call)?, begun)
     }
 
-    async fn subject_token(&self, subject: &Subject) -> Result<Secret, GoogleError> {
+    async fn subject_token(
+        &self,
+        clock: &dyn Clock,
+        account: &ExternalAccount,
+    ) -> Result<Secret, GoogleError> {
+        let subject = &account.subject;
         let (content, place) = match &subject.place {
+            Place::Program(executable) => return self.printed_token(clock, account, executable).await,
             Place::File(path) => {
                 let asked = path.clone();
                 let content = tokio::task::spawn_blocking(move || credentials::read(&asked))
@@ -291,6 +315,24 @@ impl Calls {
             .token(&content)
             .filter(|token| token.expose_str().is_some());
         found.ok_or_else(|| GoogleError::SubjectToken(format!("is not in {place}")))
+    }
+
+    async fn printed_token(
+        &self,
+        clock: &dyn Clock,
+        account: &ExternalAccount,
+        executable: &Executable,
+    ) -> Result<Secret, GoogleError> {
+        let asking = Asking {
+            audience: &account.audience,
+            token_type: &account.subject_token_type,
+            impersonated: account.impersonated.as_ref().and_then(Target::email),
+        };
+        let token = self.executables.token(executable, &asking, clock.now()).await;
+        token.map_err(|source| GoogleError::Executable {
+            program: executable.program().to_owned(),
+            source,
+        })
     }
 
     /// A token of another account, by the right to speak for it.

@@ -276,19 +276,34 @@ mod federation {
     #[test]
     fn subject_token_comes_from_no_other_place() {
         for (source, why) in [
-            (json!({}), "credential_source needs one of file and url"),
+            (
+                json!({}),
+                "credential_source needs one of file, url and executable",
+            ),
             (
                 json!({ "file": "a", "url": "https://b" }),
-                "credential_source needs one of file and url",
+                "credential_source needs one of file, url and executable",
             ),
             (json!("canary"), "expected a JSON object"),
             (
-                json!({ "executable": { "command": "canary" } }),
-                "credential_source.executable is refused: use a file or a URL",
+                json!({ "executable": { "command": "canary" }, "file": "a" }),
+                "credential_source needs one of file, url and executable",
+            ),
+            (
+                json!({ "executable": { "command": "/canary", "timeout_millis": 4999 } }),
+                "timeout_millis must be 5000 to 120000",
+            ),
+            (
+                json!({ "executable": { "command": "/canary 'open" } }),
+                "the field executable.command has the wrong type",
+            ),
+            (
+                json!({ "executable": {} }),
+                "The incoming JSON object does not contain a command field",
             ),
             (
                 json!({ "environment_id": "aws1" }),
-                "this credential_source is not supported: use a file or a URL",
+                "this credential_source is not supported: use a file, a URL or an executable",
             ),
             (
                 json!({ "url": "http://10.0.0.1/canary" }),

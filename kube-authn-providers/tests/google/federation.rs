@@ -5,7 +5,7 @@ use url::Url;
 
 use super::*;
 
-fn external(google: &Google, source: Value) -> Value {
+pub(super) fn external(google: &Google, source: Value) -> Value {
     json!({
         "type": "external_account",
         "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q",

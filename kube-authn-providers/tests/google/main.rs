@@ -5,6 +5,8 @@
     reason = "helpers of tests are tests"
 )]
 
+#[cfg(all(unix, feature = "google-federation"))]
+mod executable;
 #[cfg(feature = "google-federation")]
 mod federation;
 mod server;

@@ -207,6 +207,8 @@ pub(super) fn google_service_account(
     };
     let env = |name: &str| std::env::var(name).ok();
     let provider = GoogleServiceAccountProvider::new(credentials, super::crypto_provider(), &env);
+    #[cfg(feature = "google-federation")]
+    let provider = provider.with_executables(settings.allow_executables.iter().cloned());
     match &settings.impersonate {
         Some(account) => provider.with_impersonation(account),
         None => provider,

@@ -246,7 +246,7 @@ fn plugin_that_everybody_can_change_is_warned_about() {
     let log = logged(|| drop(plugin.strategy()));
 
     assert!(
-        log.contains("every user of this machine can change this exec plugin"),
+        log.contains("every user of this machine can change this program"),
         "{log}"
     );
 }
