@@ -165,14 +165,19 @@ impl HttpBody for ResponseBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
-        let Some((incoming, _)) = &mut this.incoming else {
+        let Some((incoming, lease)) = &mut this.incoming else {
             return Poll::Ready(None);
         };
         if let Some(error) = this.cut.reached() {
             this.end(false);
             return Poll::Ready(Some(Err(error)));
         }
-        match Pin::new(incoming).poll_frame(context) {
+        let mut frame = Pin::new(&mut *incoming).poll_frame(context);
+        if frame.is_pending() {
+            lease.drive(context);
+            frame = Pin::new(incoming).poll_frame(context);
+        }
+        match frame {
             Poll::Ready(Some(Ok(frame))) => {
                 // Who knows the length, as hyper's server does, doesn't ask again.
                 if this.is_end_stream() {

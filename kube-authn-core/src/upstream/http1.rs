@@ -3,7 +3,10 @@
 
 use std::{
     fmt,
+    future::poll_fn,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Waker},
     time::Duration,
 };
 
@@ -41,10 +44,15 @@ struct Idle {
 
 struct Connection {
     sender: SendRequest<Body>,
+    driver: Driver,
     epoch: u64,
     /// When it became idle.
     since: Instant,
 }
+
+/// Moves the bytes of a connection, polled by whoever waits for them: an answer that passed from a task of its own to the
+/// request's would cost a wake-up and a small write for every few KiB. `None` once the connection is closed.
+struct Driver(Option<Box<http1::Connection<TokioIo<Stream>, Body>>>);
 
 /// A connection on loan to one request.
 pub(crate) struct Loan {
@@ -68,11 +76,11 @@ impl Http1Lane {
     ) -> Result<(Response<Incoming>, Loan), Failure> {
         origin_form(&mut request);
         loop {
-            let mut loan = match self.reuse().await {
+            let mut loan = match self.reuse() {
                 Some(loan) => loan,
                 None => self.lend(self.0.connector.connect(Offer::Http1).await?).await?,
             };
-            match loan.connection.sender.try_send_request(request).await {
+            match loan.exchange(request).await {
                 Ok(response) => return Ok((response, loan)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if loan.reused => request = unsent,
@@ -121,10 +129,9 @@ impl Http1Lane {
             .handshake(TokioIo::new(connected.stream))
             .await
             .map_err(|error| Failure::http(error, false))?;
-        // Errors reach whoever waits for an answer.
-        tokio::spawn(connection);
         let connection = Connection {
             sender,
+            driver: Driver(Some(Box::new(connection))),
             epoch: connected.epoch,
             since: Instant::now(),
         };
@@ -135,16 +142,11 @@ impl Http1Lane {
         })
     }
 
-    /// The idle connection used last. One whose answer has just ended may need a moment until it takes the next request.
-    async fn reuse(&self) -> Option<Loan> {
+    /// The idle connection used last of those that are still open.
+    fn reuse(&self) -> Option<Loan> {
         loop {
             let mut connection = self.pop()?;
-            let ready = connection.sender.is_ready()
-                || matches!(
-                    tokio::time::timeout(READY_TIMEOUT, connection.sender.ready()).await,
-                    Ok(Ok(()))
-                );
-            if ready {
+            if connection.settle() {
                 return Some(Loan {
                     lane: self.clone(),
                     connection,
@@ -157,27 +159,19 @@ impl Http1Lane {
     fn pop(&self) -> Option<Connection> {
         let epoch = self.0.connector.epoch();
         let mut idle = self.lock();
-        idle.connections
-            .retain(|connection| connection.epoch == epoch && !connection.sender.is_closed());
-        let ready = idle
-            .connections
-            .iter()
-            .rposition(|connection| connection.sender.is_ready());
-        match ready {
-            Some(index) => Some(idle.connections.remove(index)),
-            None => idle.connections.pop(),
-        }
+        idle.connections.retain(|connection| connection.epoch == epoch);
+        idle.connections.pop()
     }
 
     fn push(&self, mut connection: Connection) {
-        let mut idle = self.lock();
-        if connection.sender.is_closed()
-            || connection.epoch != self.0.connector.epoch()
-            || idle.connections.len() >= MAX_IDLE
-        {
+        if connection.epoch != self.0.connector.epoch() || !connection.settle() {
             return;
         }
         connection.since = Instant::now();
+        let mut idle = self.lock();
+        if idle.connections.len() >= MAX_IDLE {
+            return;
+        }
         idle.connections.push(connection);
         if !idle.swept {
             idle.swept = true;
@@ -196,7 +190,7 @@ impl Http1Lane {
                 };
                 let mut idle = lane.lock();
                 idle.connections
-                    .retain(|connection| connection.since.elapsed() < IDLE_TIMEOUT);
+                    .retain_mut(|connection| connection.since.elapsed() < IDLE_TIMEOUT && connection.settle());
                 if idle.connections.is_empty() {
                     idle.swept = false;
                     return;
@@ -210,12 +204,50 @@ impl Http1Lane {
     }
 }
 
+impl Connection {
+    /// Does what can be done without waiting, and says whether the next request may come: the end of an answer is read,
+    /// a connection that the API server closed is known, and one whose request is still being sent is not used again.
+    fn settle(&mut self) -> bool {
+        self.driver.poll(&mut Context::from_waker(Waker::noop()));
+        self.sender.is_ready()
+    }
+}
+
+impl Driver {
+    /// Errors reach whoever waits for the answer.
+    fn poll(&mut self, context: &mut Context<'_>) {
+        if let Some(connection) = &mut self.0
+            && Pin::new(&mut **connection).poll(context).is_ready()
+        {
+            self.0 = None;
+        }
+    }
+}
+
 impl Loan {
+    /// Sends the request and waits for the head of its answer.
+    async fn exchange(&mut self, request: Request<Body>) -> Result<Response<Incoming>, Unsent> {
+        let Connection { sender, driver, .. } = &mut self.connection;
+        let mut answer = pin!(sender.try_send_request(request));
+        poll_fn(|context| {
+            driver.poll(context);
+            answer.as_mut().poll(context)
+        })
+        .await
+    }
+
+    /// Moves bytes of the answer, as far as there are any.
+    pub(crate) fn drive(&mut self, context: &mut Context<'_>) {
+        self.connection.driver.poll(context);
+    }
+
     /// The answer has ended and was read to its end: the next request may come.
     pub(crate) fn give_back(self) {
         self.lane.push(self.connection);
     }
 }
+
+type Unsent = hyper::client::conn::TrySendError<Request<Body>>;
 
 impl fmt::Debug for Http1Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -248,6 +280,3 @@ const MAX_IDLE: usize = 128;
 
 /// Bytes read ahead of whoever reads the answer, and the most that its head may have; hyper would take 400 KiB.
 const MAX_READ: usize = 32 * 1024;
-
-/// A connection takes its next request microseconds after the end of an answer, unless a body is still being sent.
-const READY_TIMEOUT: Duration = Duration::from_millis(20);

@@ -1,5 +1,7 @@
 //! What a request holds of a connection until its answer has ended.
 
+use std::task::Context;
+
 use super::{http1, http2};
 
 /// A share of a connection: a stream of h2, a whole connection of HTTP/1.1. Dropping it gives the share up.
@@ -11,6 +13,13 @@ pub(crate) enum Lease {
 }
 
 impl Lease {
+    /// Moves bytes of the answer, where no task of the connection's own does.
+    pub(crate) fn drive(&mut self, context: &mut Context<'_>) {
+        if let Self::Http1(loan) = self {
+            loan.drive(context);
+        }
+    }
+
     /// The answer has ended, `whole` or broken off.
     pub(crate) fn end(self, whole: bool) {
         match self {
