@@ -60,11 +60,16 @@ impl ClusterSet {
     /// The set that follows this one: clusters whose content did not change keep their handle, hence their stamp,
     /// their cached credentials and their connections.
     pub fn next(&self, clusters: Vec<ClusterDetails>) -> Self {
+        self.next_but(clusters, |_| false)
+    }
+
+    /// As [`ClusterSet::next`]; clusters that `renewed` holds for count as changed.
+    fn next_but(&self, clusters: Vec<ClusterDetails>, renewed: impl Fn(&ClusterDetails) -> bool) -> Self {
         let mut next = Self::default();
         for cluster in clusters {
             let kept = self
                 .find(cluster.name().as_str())
-                .filter(|old| old.same_content(&cluster))
+                .filter(|old| old.same_content(&cluster) && !renewed(&cluster))
                 .cloned();
             let cluster = kept.unwrap_or(cluster);
             let index = next.clusters.len();
@@ -128,7 +133,15 @@ impl Clusters {
     /// Puts another set in force; unchanged clusters keep their handle. Two writers at once lose neither's turn. What is
     /// open to a cluster that went or changed ends after the grace of streams.
     pub fn replace(&self, clusters: &[ClusterDetails]) {
-        let before = self.0.rcu(|current| current.next(clusters.to_vec()));
+        self.replace_but(clusters, |_| false);
+    }
+
+    /// As [`Clusters::replace`]; clusters that `renewed` holds for count as changed: what stands behind them did, as the
+    /// settings of their strategy. They must be others than those in force.
+    pub fn replace_but(&self, clusters: &[ClusterDetails], renewed: impl Fn(&ClusterDetails) -> bool) {
+        let before = self
+            .0
+            .rcu(|current| current.next_but(clusters.to_vec(), &renewed));
         let now = self.current();
         let stays = |old: &ClusterDetails| now.iter().any(|cluster| cluster.stamp() == old.stamp());
         for gone in before.iter().filter(|old| !stays(old)) {
@@ -160,6 +173,21 @@ mod tests {
 
         assert_eq!(clusters.get("a").expect("a").stamp(), a);
         assert_ne!(clusters.get("b").expect("b").stamp(), b);
+    }
+
+    #[test]
+    fn cluster_whose_strategy_changed_gets_another_stamp_although_its_content_did_not() {
+        let clusters = Clusters::new(vec![cluster("a", "https://a"), cluster("b", "https://b")]);
+        let stamps = || ["a", "b"].map(|name| clusters.get(name).expect("a cluster").stamp());
+        let [a, b] = stamps();
+
+        clusters.replace_but(
+            &[cluster("a", "https://a"), cluster("b", "https://b")],
+            |cluster| cluster.name().as_str() == "b",
+        );
+
+        assert_eq!(stamps()[0], a);
+        assert_ne!(stamps()[1], b);
     }
 
     #[test]

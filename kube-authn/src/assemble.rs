@@ -14,9 +14,12 @@ use rustls::crypto::CryptoProvider;
 
 use crate::service::caller_problems;
 
+pub(crate) mod in_force;
 mod outside;
 mod store;
 pub(crate) mod strategies;
+
+use in_force::Strategies;
 
 /// The configuration as a whole, every problem in it included: what `kube-authn check` prints.
 ///
@@ -41,7 +44,7 @@ pub(crate) async fn read_effective(config: &AppConfig) -> EffectiveConfig {
 /// As [`effective_config`], for a program that knows its callers by itself.
 pub(crate) async fn effective_but_callers(config: &AppConfig) -> EffectiveConfig {
     let effective = read_effective(config).await;
-    let registry = strategies::registry(&effective, &UpstreamPool::new(crypto_provider()));
+    let registry = Strategies::new(&effective, &UpstreamPool::new(crypto_provider())).registry();
     checked(effective, &registry, true)
 }
 
@@ -106,18 +109,20 @@ pub async fn cluster_access_with(
     vault: Option<TokenVault>,
     register: impl FnOnce(ProviderRegistry) -> ProviderRegistry,
 ) -> Result<ClusterAccess> {
-    access_of(read_effective(config).await, vault, register).map(|(access, _)| access)
+    let (access, ..) = access_of(read_effective(config).await, vault, register)?;
+    Ok(access)
 }
 
-/// As [`cluster_access_with`], of a configuration that was read already; with what of it is in force.
+/// As [`cluster_access_with`], of a configuration that was read already; with what of it is in force, and the strategies.
 pub(crate) fn access_of(
     effective: EffectiveConfig,
     vault: Option<TokenVault>,
     register: impl FnOnce(ProviderRegistry) -> ProviderRegistry,
-) -> Result<(ClusterAccess, EffectiveConfig)> {
+) -> Result<(ClusterAccess, EffectiveConfig, Strategies)> {
     let takes_logins = vault.is_some();
     let pool = UpstreamPool::new(crypto_provider());
-    let mut registry = strategies::registry(&effective, &pool);
+    let strategies = Strategies::new(&effective, &pool);
+    let mut registry = strategies.registry();
     if let Some(vault) = vault {
         registry = registry.with(cluster_auth(vault, &effective.logins));
     }
@@ -139,7 +144,7 @@ pub(crate) fn access_of(
         Some(grace) => access.with_stream_grace(grace),
         None => access,
     };
-    Ok((access, effective))
+    Ok((access, effective, strategies))
 }
 
 /// `clusterAuth.lifetimes.streamGrace`: one for all logins, those of single clusters included.
@@ -208,6 +213,15 @@ fn cluster_auth(vault: TokenVault, logins: &Logins) -> ClusterAuthProvider {
         .map(|(name, login)| (name.to_owned(), login.clone()))
         .collect();
     ClusterAuthProvider::new(vault, by_cluster, logins.default_login().cloned())
+}
+
+/// The strategy that gives the application's credential for a cluster: its own, or that which carries users' names.
+pub(crate) fn credential_source(effective: &EffectiveConfig) -> impl Fn(&ClusterDetails) -> String {
+    let impersonation = strategies::impersonation(effective, &ProviderRegistry::new());
+    move |cluster| {
+        let carrier = impersonation.carrier(cluster);
+        carrier.unwrap_or_else(|| cluster.auth_provider().to_owned())
+    }
 }
 
 /// The clusters where they are: the one that this pod runs in gets its real address, every other one stays as it is.

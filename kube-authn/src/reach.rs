@@ -12,10 +12,7 @@ use kube_authn_core::{
     serde_json::{self, Value, json},
 };
 
-use crate::assemble::{
-    crypto_provider, located,
-    strategies::{self, Strategies},
-};
+use crate::assemble::{crypto_provider, in_force::Strategies, located, strategies};
 
 /// What came of trying one cluster.
 #[derive(Clone, Debug)]
@@ -50,10 +47,8 @@ pub async fn reach(effective: &EffectiveConfig) -> Vec<Reach> {
     let clusters: Vec<Result<ClusterDetails>> = located(effective).collect();
     let usable = clusters.iter().flatten().cloned().collect();
     let pool = UpstreamPool::new(crypto_provider()).with_head_timeout(PATIENCE);
-    let strategies = strategies::strategies(effective, &pool);
-    let registry = strategies.registry.clone();
+    let registry = Strategies::new(effective, &pool).registry();
     let access = ClusterAccess::new(Clusters::new(usable), CachingProvider::new(registry), pool);
-    let strategies = &strategies;
     let tries = clusters
         .into_iter()
         .zip(&effective.clusters)
@@ -61,7 +56,7 @@ pub async fn reach(effective: &EffectiveConfig) -> Vec<Reach> {
             let (access, name) = (access.clone(), configured.name().as_str().to_owned());
             async move {
                 let (identity, clock_ahead_seconds) = match cluster {
-                    Ok(cluster) => attempt(&access, strategies, &cluster).await,
+                    Ok(cluster) => attempt(&access, effective, &cluster).await,
                     Err(error) => (Err(error), None),
                 };
                 Reach {
@@ -76,7 +71,7 @@ pub async fn reach(effective: &EffectiveConfig) -> Vec<Reach> {
 
 async fn attempt(
     access: &ClusterAccess,
-    strategies: &Strategies,
+    effective: &EffectiveConfig,
     cluster: &ClusterDetails,
 ) -> (Result<Identity>, Option<i64>) {
     if access.credentials().provider().scope(cluster) != CredentialScope::Application {
@@ -86,7 +81,7 @@ async fn attempt(
         Ok(answer) => {
             let ahead = clock_ahead(answer.headers(), SystemClock.now());
             let principal = match answer.status() {
-                StatusCode::UNAUTHORIZED => strategies.principal(cluster).await,
+                StatusCode::UNAUTHORIZED => strategies::principal(effective, cluster).await,
                 _ => None,
             };
             (identity(&answer, principal, cluster), ahead)

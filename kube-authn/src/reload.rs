@@ -1,6 +1,6 @@
 //! What a running service takes over from a configuration that changed.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use kube_authn_clusters::{AppConfig, EffectiveConfig, InvalidConfig, Logins};
 use kube_authn_core::{
@@ -12,15 +12,21 @@ use kube_authn_providers::ClusterAuthProvider;
 use tokio::sync::Mutex;
 
 use crate::{
-    assemble::{located, read_effective, validated},
+    assemble::{
+        credential_source,
+        in_force::{Changes, Strategies},
+        located, read_effective, validated,
+    },
     service::logins,
 };
 
-/// Puts a configuration that was read anew in force: the list of clusters and what belongs to each of them. Clusters that
-/// did not change keep their credentials and connections. Clones share the state.
+/// Puts a configuration that was read anew in force: the list of clusters, what belongs to each of them, and the settings of
+/// strategies. Clusters keep their credentials and connections if neither they nor their strategy changed. Clones share
+/// the state.
 #[derive(Clone, Debug)]
 pub struct Reload {
     access: ClusterAccess,
+    strategies: Strategies,
     cluster_auth: Option<(ClusterAuth, TokenVault)>,
     state: Arc<Mutex<State>>,
 }
@@ -47,6 +53,7 @@ impl Reload {
         config: &AppConfig,
         effective: EffectiveConfig,
         access: ClusterAccess,
+        strategies: Strategies,
         cluster_auth: Option<(ClusterAuth, TokenVault)>,
     ) -> Self {
         let state = State {
@@ -58,13 +65,15 @@ impl Reload {
         };
         Self {
             access,
+            strategies,
             cluster_auth,
             state: Arc::new(Mutex::new(state)),
         }
     }
 
-    /// Takes the clusters of this configuration over, or, if it is the one in force, what its locators list now; says
-    /// whether any cluster came, went or changed. Everything but clusters takes a restart; the log says so once.
+    /// Takes the clusters and the settings of strategies of this configuration over, or, if it is the one in force, what
+    /// its locators list now; says whether any cluster came, went or changed, or its strategy did. Everything else takes a
+    /// restart; the log says so once.
     ///
     /// # Errors
     /// `ConfigInvalid` with all problems of the configuration; the old clusters stay in force.
@@ -76,20 +85,25 @@ impl Reload {
             true => state.effective.again(config).await,
             false => read_effective(config).await,
         };
-        let effective = validated(effective, self.access.credentials().provider());
+        let changes = self.strategies.changes(&state.effective, &effective);
+        let effective = validated(effective, &changes.upon(self.access.credentials().provider()));
         self.refuse_logins_without_vault(&effective)?;
         let mut effective = effective.into_valid()?;
         // What is said of logins takes a restart.
         effective.logins = state.logins.clone();
         let clusters = located(&effective).collect::<Result<Vec<_>>>()?;
-        let changed = !is_in_force(&clusters, &self.access.clusters().current());
+        let renewed = renewed(&effective, &changes);
+        let changed = !renewed.is_empty() || !is_in_force(&clusters, &self.access.clusters().current());
+        // Made before anything is put in force: it may fail.
+        let logins = match &self.cluster_auth {
+            Some((cluster_auth, vault)) if changed => Some((cluster_auth, logins(&effective, vault)?)),
+            Some(_) | None => None,
+        };
+        // Before the clusters: what is cached for the new ones is of the new strategies.
+        changes.put_in_force();
         if changed {
-            // Made before anything is put in force: it may fail.
-            let logins = match &self.cluster_auth {
-                Some((cluster_auth, vault)) => Some((cluster_auth, logins(&effective, vault)?)),
-                None => None,
-            };
-            self.access.clusters().replace(&clusters);
+            let is_renewed = |cluster: &ClusterDetails| renewed.contains(cluster.name().as_str());
+            self.access.clusters().replace_but(&clusters, is_renewed);
             let now = self.access.clusters().current();
             self.access.credentials().retain_clusters(&now);
             if let Some((cluster_auth, logins)) = logins {
@@ -99,6 +113,11 @@ impl Reload {
         state.config = json;
         state.effective = effective;
         Ok(changed)
+    }
+
+    /// Whether this is the configuration that was taken over last, down to its secrets.
+    pub async fn knows(&self, config: &AppConfig) -> bool {
+        self.state.lock().await.config == config.root().json()
     }
 
     /// A store is opened at the start alone.
@@ -116,6 +135,16 @@ impl Reload {
             _ => Ok(()),
         }
     }
+}
+
+/// The clusters whose credentials come from a strategy that changed, by name.
+fn renewed(effective: &EffectiveConfig, changes: &Changes) -> HashSet<String> {
+    let source = credential_source(effective);
+    let clusters = effective.clusters.iter();
+    clusters
+        .filter(|cluster| changes.concern(cluster.auth_provider()) || changes.concern(&source(cluster)))
+        .map(|cluster| cluster.name().to_string())
+        .collect()
 }
 
 /// Whether the set in force is of these clusters, in this order.
@@ -146,10 +175,10 @@ fn fixed(config: &AppConfig) -> Vec<(&'static str, Option<Value>)> {
 
 /// What is read at the start alone.
 const FIXED: [&str; 6] = [
-    "aws",
     "backend.baseUrl",
     "backend.listen",
     "clusterAuth",
-    "kubeAuthn",
-    "kubernetes.googleServiceAccountCredentials",
+    "kubeAuthn.callers",
+    "kubeAuthn.encryption",
+    "kubeAuthn.store",
 ];

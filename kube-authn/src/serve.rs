@@ -132,12 +132,14 @@ impl Follow {
     }
 
     async fn look(&self) -> Result<()> {
-        let files = self.files.clone();
-        let read = tokio::task::spawn_blocking(move || AppConfig::load(&files)).await;
-        let read = read.map_err(|source| {
-            Error::new(ErrorKind::Unexpected, "reading the configuration broke off").with_source(source)
-        })?;
-        let config = read.inspect_err(|invalid| self.certificate_not_read(invalid.clone()))?;
+        let config = self.read().await?;
+        if !self.reload.knows(&config).await {
+            // Half of a file that is being written, or one old and one new file, may make sense too.
+            tokio::time::sleep(SETTLED_AFTER).await;
+            if self.read().await?.root().json() != config.root().json() {
+                return Ok(());
+            }
+        }
         match (&self.certificate, BackendConfig::read(&config)) {
             (None, _) => {}
             (Some(certificate), Ok(backend)) => certificate.renew(backend.certificate.as_ref()),
@@ -147,6 +149,15 @@ impl Follow {
             tracing::info!("the list of clusters changed");
         }
         Ok(())
+    }
+
+    async fn read(&self) -> Result<AppConfig> {
+        let files = self.files.clone();
+        let read = tokio::task::spawn_blocking(move || AppConfig::load(&files)).await;
+        let read = read.map_err(|source| {
+            Error::new(ErrorKind::Unexpected, "reading the configuration broke off").with_source(source)
+        })?;
+        Ok(read.inspect_err(|invalid| self.certificate_not_read(invalid.clone()))?)
     }
 
     fn certificate_not_read(&self, invalid: InvalidConfig) {
@@ -197,3 +208,5 @@ impl From<Error> for Refusal {
 const DRAIN_SECONDS: u64 = 25;
 /// Reading the files costs a millisecond, and whoever changes them waits for it.
 const RELOAD_EVERY: Duration = Duration::from_secs(2);
+/// A change is taken over if the files still say the same then: whoever writes several writes them at once.
+const SETTLED_AFTER: Duration = Duration::from_millis(200);

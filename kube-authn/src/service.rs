@@ -73,7 +73,7 @@ async fn assembled(
     metrics: bool,
 ) -> Result<Service> {
     let vault = vault_of(&effective).await?;
-    let (access, effective) = access_of(effective, vault.clone(), |registry| registry)?;
+    let (access, effective, strategies) = access_of(effective, vault.clone(), |registry| registry)?;
 
     let mut health = Health::new().with_clusters(access.clone());
     let mut cluster_auth = None;
@@ -90,7 +90,8 @@ async fn assembled(
         .then(|| Metrics::install(Some(access.clone()), vault.clone()))
         .transpose()?;
     let proxy = ProxyState::new(access.clone(), callers.clone());
-    let reload = Reload::new(config, effective, access.clone(), cluster_auth.clone().zip(vault));
+    let logins = cluster_auth.clone().zip(vault);
+    let reload = Reload::new(config, effective, access.clone(), strategies, logins);
     let routes = kube_authn_http::router(&access, &callers, cluster_auth, health, metrics);
     Ok(Service {
         router: routes.merge(kube_authn_http::proxy(proxy.clone())),

@@ -1,11 +1,13 @@
 //! The strategies of this build, each with its settings: one function per strategy.
 
+use std::sync::Arc;
+
 #[cfg(feature = "aws")]
 use kube_authn_clusters::AwsAccountConfig;
 use kube_authn_clusters::EffectiveConfig;
 #[cfg(feature = "google-service-account")]
 use kube_authn_clusters::GoogleServiceAccountSettings;
-use kube_authn_core::{ClusterDetails, ProviderRegistry, Result, UpstreamPool};
+use kube_authn_core::{ClusterDetails, KubernetesAuthProvider, ProviderRegistry, Result, UpstreamPool};
 #[cfg(feature = "aws")]
 use kube_authn_providers::{AwsAccount, AwsConfig, AwsKeys, AwsProvider};
 use kube_authn_providers::{
@@ -22,60 +24,69 @@ use {
 
 use super::crypto_provider;
 
-/// The strategies of an app-config, and what one of them can tell beside a credential.
-pub(crate) struct Strategies {
-    pub(crate) registry: ProviderRegistry,
-    #[cfg(feature = "aws")]
-    aws: AwsProvider,
+/// A strategy with settings of its own in the app-config.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Configured {
+    pub(super) name: &'static str,
+    /// Whether two configurations say the same of it, secrets included.
+    pub(super) same: fn(&EffectiveConfig, &EffectiveConfig) -> bool,
+    pub(super) build: fn(&EffectiveConfig) -> Arc<dyn KubernetesAuthProvider>,
 }
 
-/// All but `clusterAuth`, which needs a vault. `pool` has the connections of the program.
-pub(crate) fn registry(effective: &EffectiveConfig, pool: &UpstreamPool) -> ProviderRegistry {
-    strategies(effective, pool).registry
+/// All of them but `impersonation`, which is made of the others.
+pub(super) fn configured() -> Vec<Configured> {
+    vec![
+        Configured {
+            name: ExecProvider::NAME,
+            same: |a, b| a.kube_authn.strategies.exec == b.kube_authn.strategies.exec,
+            build: |effective| Arc::new(exec(effective)),
+        },
+        #[cfg(feature = "aws")]
+        Configured {
+            name: AwsProvider::NAME,
+            same: |a, b| a.aws == b.aws && a.kube_authn.strategies.aws == b.kube_authn.strategies.aws,
+            build: |effective| Arc::new(aws(effective)),
+        },
+        #[cfg(feature = "azure")]
+        Configured {
+            name: AzureProvider::NAME,
+            same: |a, b| a.kube_authn.strategies.azure == b.kube_authn.strategies.azure,
+            build: |effective| Arc::new(azure(effective)),
+        },
+        #[cfg(feature = "google-service-account")]
+        Configured {
+            name: GoogleServiceAccountProvider::NAME,
+            same: |a, b| google_settings(a) == google_settings(b),
+            build: |effective| Arc::new(google_service_account(google_settings(effective))),
+        },
+    ]
 }
 
-/// As [`registry`].
-pub(crate) fn strategies(effective: &EffectiveConfig, pool: &UpstreamPool) -> Strategies {
-    #[cfg(feature = "aws")]
-    let aws = aws(effective);
-    let registry = default_registry()
+/// Those that know clusters alone. `pool` has the connections of the program.
+pub(super) fn without_settings(pool: &UpstreamPool) -> ProviderRegistry {
+    default_registry()
         .with(ServiceAccountProvider::new().with_token_requests(pool.clone()))
         .with(ClientCertificateProvider::new().with_key_check(crypto_provider()))
-        .with(exec(effective));
-    #[cfg(feature = "aws")]
-    let registry = registry.with(aws.clone());
-    #[cfg(feature = "azure")]
-    let registry = registry.with(azure(effective));
-    #[cfg(feature = "google-service-account")]
-    let registry = registry.with(google_service_account(
-        &effective.kube_authn.strategies.google_service_account,
-    ));
-    // Last: all of the above may carry users' names.
-    let impersonation = impersonation(effective, &registry);
-    Strategies {
-        registry: registry.with(impersonation),
-        #[cfg(feature = "aws")]
-        aws,
-    }
 }
 
-impl Strategies {
-    /// Whose credential a cluster gets, where the cloud can tell although the cluster does not: AWS alone. It takes a call
-    /// of STS.
-    #[cfg(feature = "aws")]
-    pub(crate) async fn principal(&self, cluster: &ClusterDetails) -> Option<Result<String>> {
-        if cluster.auth_provider() != AwsProvider::NAME {
-            return None;
-        }
-        let caller = self.aws.caller_identity(cluster).await;
-        Some(caller.map(|caller| format!("the AWS principal {}", caller.arn)))
+/// Whose credential a cluster gets, where the cloud can tell although the cluster does not: AWS alone. It takes a call of
+/// STS.
+#[cfg(feature = "aws")]
+pub(crate) async fn principal(
+    effective: &EffectiveConfig,
+    cluster: &ClusterDetails,
+) -> Option<Result<String>> {
+    if cluster.auth_provider() != AwsProvider::NAME {
+        return None;
     }
+    let caller = aws(effective).caller_identity(cluster).await;
+    Some(caller.map(|caller| format!("the AWS principal {}", caller.arn)))
+}
 
-    #[cfg(not(feature = "aws"))]
-    #[allow(clippy::unused_async, reason = "the same shape with every set of features")]
-    pub(crate) async fn principal(&self, _: &ClusterDetails) -> Option<Result<String>> {
-        None
-    }
+#[cfg(not(feature = "aws"))]
+#[allow(clippy::unused_async, reason = "the same shape with every set of features")]
+pub(crate) async fn principal(_: &EffectiveConfig, _: &ClusterDetails) -> Option<Result<String>> {
+    None
 }
 
 #[cfg(feature = "azure")]
@@ -190,6 +201,11 @@ fn aws_account(written: &AwsAccountConfig) -> AwsAccount {
         .web_identity_token_file
         .clone_from(&written.web_identity_token_file);
     account
+}
+
+#[cfg(feature = "google-service-account")]
+fn google_settings(effective: &EffectiveConfig) -> &GoogleServiceAccountSettings {
+    &effective.kube_authn.strategies.google_service_account
 }
 
 #[cfg(feature = "google-service-account")]
