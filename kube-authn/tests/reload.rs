@@ -211,3 +211,98 @@ async fn first_cluster_that_takes_logins_takes_a_restart() {
     );
     assert_eq!(running.names().await, ["a"]);
 }
+
+/// Two clusters that AWS keys sign for, one of them on users' behalf, and one that has nothing to do with AWS.
+#[cfg(feature = "aws")]
+fn with_aws_keys(folder: &Path, url: &str) {
+    let aws = json!({ "aws": { "region": "eu-west-1" } });
+    let carried = json!({ "aws": { "region": "eu-west-1" }, "impersonation": { "carrier": "aws" } });
+    let config = json!({
+        "aws": { "mainAccount": { "accessKeyId": { "$file": "id" }, "secretAccessKey": { "$file": "secret" } } },
+        "kubernetes": { "clusterLocatorMethods": [{ "type": "config", "clusters": [
+            { "name": "aws", "url": url, "authProvider": "aws", "kubeAuthn": aws },
+            { "name": "carried", "url": url, "authProvider": "impersonation", "kubeAuthn": carried,
+              "dangerouslyAllowInsecureUserCredentials": true },
+            { "name": "other", "url": url, "authProvider": "serviceAccount", "serviceAccountToken": "other" },
+        ]}]},
+    });
+    fs::write(folder.join("secret"), "wJalrXUtnFEMI").unwrap();
+    fs::write(path(folder), config.to_string()).unwrap();
+}
+
+#[cfg(feature = "aws")]
+#[tokio::test]
+async fn secret_of_a_strategy_follows_its_file_and_nobody_is_served_from_the_old_one() {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+    let (url, heard) = api_server();
+    let signer = |line: &String| {
+        let token = line.strip_prefix("Bearer k8s-aws-v1.").unwrap_or_default();
+        let signed = String::from_utf8(URL_SAFE_NO_PAD.decode(token).unwrap()).unwrap();
+        let of_key = |part: &str| part.split(['%', '/']).next().unwrap().to_owned();
+        signed
+            .split("X-Amz-Credential=")
+            .nth(1)
+            .map(of_key)
+            .unwrap_or_default()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("id"), "AKIAFIRST").unwrap();
+    with_aws_keys(folder.path(), &url);
+    let config = AppConfig::load(&[path(folder.path())]).unwrap();
+    let service = service_for(&config, Callers::new().with(Alice), false)
+        .await
+        .unwrap();
+    let running = Running { folder, service };
+    let all = async || {
+        for cluster in ["aws", "carried", "other"] {
+            let version = format!("/api/kubernetes/clusters/{cluster}/proxy/version");
+            assert_eq!(running.get(&version).await.0, 200, "{cluster}");
+        }
+        heard
+            .lock()
+            .unwrap()
+            .drain(..)
+            .map(|line| signer(&line))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(all().await, ["AKIAFIRST", "AKIAFIRST", ""]);
+
+    fs::write(running.folder.path().join("id"), "AKIASECOND\n").unwrap();
+    assert!(running.reload().await.unwrap());
+
+    assert_eq!(all().await, ["AKIASECOND", "AKIASECOND", ""]);
+    assert!(!running.reload().await.unwrap());
+
+    // Half a pair: what is in force stays.
+    fs::write(running.folder.path().join("id"), "").unwrap();
+    running.reload().await.unwrap_err();
+    assert_eq!(all().await, ["AKIASECOND", "AKIASECOND", ""]);
+}
+
+#[tokio::test]
+async fn plugin_is_started_as_soon_as_it_is_allowed() {
+    let running = Running::start(&json!([cluster("a")])).await;
+    let allow = |allowed: &[&str]| {
+        let exec = json!({ "exec": { "command": "/bin/true" } });
+        let carried = json!({ "exec": { "command": "/bin/true" }, "impersonation": { "carrier": "exec" } });
+        let config = json!({
+            "kubernetes": { "clusterLocatorMethods": [{ "type": "config", "clusters": [
+                { "name": "p", "url": "https://p.invalid", "authProvider": "exec", "kubeAuthn": exec },
+                { "name": "c", "url": "https://c.invalid", "authProvider": "impersonation", "kubeAuthn": carried },
+            ]}]},
+            "kubeAuthn": { "strategies": { "exec": { "allow": allowed } } },
+        });
+        fs::write(path(running.folder.path()), config.to_string()).unwrap();
+    };
+
+    allow(&[]);
+    let refused = running.reload().await.unwrap_err().to_string();
+    assert!(refused.contains("/bin/true"), "{refused}");
+    assert_eq!(running.names().await, ["a"]);
+
+    allow(&["/bin/true"]);
+    assert!(running.reload().await.unwrap());
+    assert_eq!(running.names().await, ["p", "c"]);
+    let (status, answer) = running.get("/api/kubernetes/clusters/p/proxy/version").await;
+    assert_eq!(status, 503, "{answer}");
+}
