@@ -11,11 +11,8 @@
 mod support;
 
 use std::{
-    fs,
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -23,14 +20,17 @@ use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
-use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, PostParams},
 };
 use kube_authn_e2e::{TestCluster, fixtures};
 use serde_json::{Value, json};
-use support::*;
+use support::{
+    pod::{Mount, service_account},
+    *,
+};
 use tokio::{process::Command, sync::OnceCell};
 
 /// The kubelet replaces the token, and nothing tells the service: it reads the file again after a minute.
@@ -38,12 +38,12 @@ use tokio::{process::Command, sync::OnceCell};
 async fn a_rotated_token_is_taken_up_under_load_and_no_request_fails() {
     let cluster = cluster().await;
     let (first, second) = (token(cluster, None).await, token(cluster, None).await);
-    let mount = Mount::new(cluster);
-    mount.publish(&first);
-    let running = start(pod(cluster, &mount).await.args(["--watch", "64"]));
+    let mount = Mount::new();
+    mount.publish(&service_account(cluster, &first));
+    let running = start(example_in_pod(cluster, &mount).await.args(["--watch", "64"]));
     used(cluster, &first).await;
 
-    mount.publish(&second);
+    mount.publish(&service_account(cluster, &second));
     let (success, text) = running.await.unwrap();
 
     assert!(success && text.contains("calls, none failed"), "{text}");
@@ -61,12 +61,12 @@ async fn a_token_that_dies_early_is_replaced_by_the_new_one_in_the_file_and_no_r
     let bound = secrets.create(&PostParams::default(), &bound).await.unwrap();
     let first = token(cluster, Some(&bound)).await;
     let second = token(cluster, None).await;
-    let mount = Mount::new(cluster);
-    mount.publish(&first);
-    let running = start(pod(cluster, &mount).await.args(["--watch", "20"]));
+    let mount = Mount::new();
+    mount.publish(&service_account(cluster, &first));
+    let running = start(example_in_pod(cluster, &mount).await.args(["--watch", "20"]));
     used(cluster, &first).await;
 
-    mount.publish(&second);
+    mount.publish(&service_account(cluster, &second));
     // From here on it takes the API server ten seconds to forget that it knew the token.
     secrets
         .delete("lives-shorter", &DeleteParams::default())
@@ -87,10 +87,10 @@ async fn a_token_file_that_ends_with_a_line_break_of_any_kind_works() {
     let cluster = cluster().await;
     for line_break in ["\n", "\r\n"] {
         let token = token(cluster, None).await;
-        let mount = Mount::new(cluster);
-        mount.publish(&format!("{token}{line_break}"));
+        let mount = Mount::new();
+        mount.publish(&service_account(cluster, &format!("{token}{line_break}")));
 
-        let (success, text) = start(&mut pod(cluster, &mount).await).await.unwrap();
+        let (success, text) = start(&mut example_in_pod(cluster, &mount).await).await.unwrap();
 
         assert!(
             success && text.contains("1 calls, none failed"),
@@ -178,73 +178,19 @@ async fn cluster() -> &'static TestCluster {
     cluster
 }
 
-/// What the kubelet mounts: `token` -> `..data/token`, `..data` -> a folder that is swapped for the next one.
-/// (<https://github.com/kubernetes/kubernetes/blob/v1.36.3/pkg/volume/util/atomic_writer.go>)
-struct Mount {
-    folder: tempfile::TempDir,
-    ca: String,
-    published: AtomicUsize,
-}
-
-impl Mount {
-    fn new(cluster: &TestCluster) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        for file in FILES {
-            symlink(Path::new("..data").join(file), folder.path().join(file)).unwrap();
-        }
-        Self {
-            folder,
-            ca: cluster.ca_pem().to_owned(),
-            published: AtomicUsize::new(0),
-        }
-    }
-
-    fn publish(&self, token: &str) {
-        let number = self.published.fetch_add(1, Ordering::SeqCst);
-        let path = |name: String| self.folder.path().join(name);
-        let (old, new) = (number.checked_sub(1), format!("..content-{number}"));
-        fs::create_dir(path(new.clone())).unwrap();
-        for (file, content) in FILES.iter().zip([token, &self.ca, BACKSTAGE]) {
-            fs::write(path(new.clone()).join(file), content).unwrap();
-        }
-        symlink(new, path("..data_tmp".to_owned())).unwrap();
-        fs::rename(path("..data_tmp".to_owned()), path("..data".to_owned())).unwrap();
-        if let Some(old) = old {
-            fs::remove_dir_all(path(format!("..content-{old}"))).unwrap();
-        }
-    }
-}
-
 /// The example with seed 000's configuration, as it finds itself in a pod.
-async fn pod(cluster: &TestCluster, mount: &Mount) -> Command {
+async fn example_in_pod(cluster: &TestCluster, mount: &Mount) -> Command {
     let url = cluster.api_server_url();
     let (host, port) = url.trim_start_matches("https://").split_once(':').unwrap();
-    let mut command = Command::new("unshare");
+    let unshare = pod::unshare(mount).await;
+    let mut command = Command::new(&unshare[0]);
     command
-        .args(mount_namespace().await)
-        .args(["sh", "-c", MOUNT])
-        .arg(mount.folder.path())
+        .args(&unshare[1..])
         .arg(env!("CARGO_BIN_EXE_in_cluster"))
         .arg(example("app-config.in-cluster.yaml"))
         .env("KUBERNETES_SERVICE_HOST", host)
         .env("KUBERNETES_SERVICE_PORT", port);
     command
-}
-
-/// How this machine lets us have one.
-async fn mount_namespace() -> &'static [&'static str] {
-    for arguments in [&["--mount"][..], &["--mount", "--map-root-user"]] {
-        let mut probe = Command::new("unshare");
-        probe
-            .args(arguments)
-            .args(["sh", "-c", "mount -t tmpfs tmpfs /var/run"]);
-        if start(&mut probe).await.is_ok_and(|(success, _)| success) {
-            return arguments;
-        }
-    }
-    panic!(
-        "no mount namespace is to be had here: run the tests on Linux, as root or where user namespaces are allowed"
-    );
 }
 
 /// Starts at once; success, and everything it said.
@@ -269,23 +215,8 @@ fn start(command: &mut Command) -> tokio::task::JoinHandle<(bool, String)> {
     })
 }
 
-/// A token as the kubelet asks for it, bound to this Secret or to the service account alone.
 async fn token(cluster: &TestCluster, bound_to: Option<&Secret>) -> String {
-    let client: Client = cluster.client().await.unwrap();
-    let accounts: Api<ServiceAccount> = Api::namespaced(client, BACKSTAGE);
-    let bound = bound_to.map(|secret| {
-        json!({ "kind": "Secret", "apiVersion": "v1", "name": secret.metadata.name, "uid": secret.metadata.uid })
-    });
-    let request = json!({ "spec": { "expirationSeconds": 600, "audiences": [], "boundObjectRef": bound } });
-    let answer = accounts
-        .create_token_request(
-            BACKSTAGE,
-            &PostParams::default(),
-            &serde_json::from_value(request).unwrap(),
-        )
-        .await
-        .unwrap();
-    answer.status.and_then(|status| status.token).unwrap()
+    pod::token(cluster, BACKSTAGE, bound_to).await
 }
 
 /// Waits until the audit log names this very token for a list that succeeded.
@@ -321,15 +252,7 @@ fn example(file: &str) -> PathBuf {
 
 /// Namespace and name of the example's service account.
 const BACKSTAGE: &str = "backstage";
-const FILES: [&str; 3] = ["token", "ca.crt", "namespace"];
 /// <https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#bound-service-account-tokens>
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
-/// Nothing is left behind outside of the namespace: the folder to mount on is made in memory.
-const MOUNT: &str = "set -e
-    folder=/var/run/secrets/kubernetes.io/serviceaccount
-    mount -t tmpfs tmpfs /var/run
-    mkdir -p $folder
-    mount --bind \"$0\" $folder
-    exec \"$@\"";
 const PATIENCE: Duration = Duration::from_secs(20);
 const LIMIT: Duration = Duration::from_secs(120);

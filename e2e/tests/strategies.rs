@@ -8,7 +8,7 @@
 
 mod support;
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use k8s_openapi::api::{
@@ -30,7 +30,7 @@ use kube_authn_core::{
 };
 use kube_authn_e2e::{Identity, TestCluster, fixtures};
 use serde_json::{Value, json};
-use support::*;
+use support::{pod::write_program, *};
 
 #[tokio::test]
 async fn api_server_knows_us_by_what_an_exec_plugin_prints() {
@@ -350,19 +350,6 @@ async fn apply(cluster: &TestCluster, yaml: &str) {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-}
-
-/// By a program of its own: a file that a process just forked by another test holds open cannot be started.
-fn write_program(path: &Path, script: &str) {
-    let script_file = path.with_extension("sh");
-    fs::write(&script_file, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&script_file, fs::Permissions::from_mode(0o755)).unwrap();
-    let copied = std::process::Command::new("/bin/cp")
-        .arg("-p")
-        .arg(&script_file)
-        .arg(path)
-        .status();
-    assert!(copied.unwrap().success());
 }
 
 fn status_names<'e>(entries: &'e [(&'e str, &'e str, Value)]) -> impl Iterator<Item = &'e str> {

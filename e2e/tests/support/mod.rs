@@ -7,8 +7,10 @@
 )]
 
 pub(crate) mod log;
+pub(crate) mod pod;
 pub(crate) mod relay;
 pub(crate) mod stage;
+pub(crate) mod stand_in;
 
 use std::{
     fmt::Display,
