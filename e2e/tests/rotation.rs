@@ -171,6 +171,34 @@ async fn secrets_behind_file_that_are_replaced_cost_no_request_and_only_the_new_
     assert!(!log.contains("takes a restart"), "{log}");
 }
 
+/// As by an editor, or a copy over the network: every look at the file finds another part of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn file_that_is_still_being_written_is_never_taken_over() {
+    let prepared = Prepared::new().await;
+    let cluster = prepared.cluster;
+    let (old, new) = (
+        pod::token(cluster, "portal", None).await,
+        pod::token(cluster, "portal", None).await,
+    );
+    let file = prepared.folder.path().join("token");
+    replace(&file, &old);
+    let entry = json!({ "name": "one", "url": cluster.api_server_url(), "authProvider": "serviceAccount",
+                        "serviceAccountToken": { "$file": file }, "caData": STANDARD.encode(cluster.ca_pem()) });
+    let (_served, alice) = serve(&prepared, &json!({}), &[entry], None, Vec::new()).await;
+    let load = Load::on(&alice, &[("one", "limit=8")]);
+    used(cluster, &old, "limit=8").await;
+
+    // Three looks long, and never the same for as long as one takes.
+    for length in new.len() - 120..new.len() {
+        fs::write(&file, &new[..length]).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    fs::write(&file, &new).unwrap();
+    used(cluster, &new, "limit=8").await;
+
+    load.none_failed(20).await;
+}
+
 /// What takes a restart says so, and costs nobody anything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_ring_that_changes_takes_a_restart_and_the_log_says_so() {

@@ -22,9 +22,15 @@ pub(crate) fn backstage_refusal(error: &Error, method: &Method, url: &str) -> Re
     answer(error, Json(backstage_error(error, method, url)))
 }
 
-/// A refusal of the Kubernetes proxy: a `Status` object, so that `kubectl` prints it; `extra` is added at its top.
+/// A refusal of the Kubernetes proxy: a `Status` object, so that `kubectl` prints it; `extra` is added at its top. Its
+/// details name the cluster that could not be served.
 pub fn kubernetes_status(error: &Error, extra: &Value) -> Response {
     let status = status(error);
+    let mut details = json!({ "causes": [{ "reason": error.code(), "message": error.to_string() }] });
+    if let Some(cluster) = error.cluster() {
+        details["kind"] = "cluster".into();
+        details["name"] = cluster.into();
+    }
     let mut body = json!({
         "kind": "Status",
         "apiVersion": "v1",
@@ -32,7 +38,7 @@ pub fn kubernetes_status(error: &Error, extra: &Value) -> Response {
         "status": "Failure",
         "message": error.to_string(),
         "reason": reason(status),
-        "details": { "causes": [{ "reason": error.code(), "message": error.to_string() }] },
+        "details": details,
         "code": status.as_u16(),
     });
     if let (Value::Object(body), Value::Object(extra)) = (&mut body, extra) {

@@ -11,6 +11,7 @@ pub(crate) mod pod;
 pub(crate) mod relay;
 pub(crate) mod stage;
 pub(crate) mod stand_in;
+pub(crate) mod way;
 
 use std::{
     fmt::Display,

@@ -9,9 +9,11 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
@@ -163,11 +165,13 @@ pub(crate) fn reply(status: u16, kind: &str, body: impl Into<Bytes>) -> Option<R
 
 /// An answer that promises more than it brings before the connection breaks off.
 pub(crate) fn broken_off() -> Option<Response<Body>> {
-    let frames = [
-        Ok(Frame::data(Bytes::from_static(b"{\"kind\":"))),
-        Err(io::Error::other("broken off")),
-    ];
-    let body = StreamBody::new(futures_util::stream::iter(frames));
+    let begin = stream::once(async { Ok(Frame::data(Bytes::from_static(b"{\"kind\":"))) });
+    let end = stream::once(async {
+        // The head and the beginning are on their way by then.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Err(io::Error::other("broken off"))
+    });
+    let body = StreamBody::new(begin.chain(end));
     let response = Response::builder()
         .header("content-type", "application/json")
         .header("content-length", "1000");
