@@ -92,10 +92,13 @@ impl Hundred {
     async fn broken_before_the_first_request(&mut self) {
         let azure = self.of("azure");
         let azure_cases = [
-            ("hangs", says(504, "timeout", "Azure")),
-            ("closes", says(503, "unavailable", "Azure")),
-            ("garbage", says(500, "unexpected", "Azure")),
-            ("fails", says(503, "unavailable", "500")),
+            ("hangs", says(504, "timeout", "config: 127.0.0.1")),
+            ("closes", says(503, "unavailable", "the connection broke off")),
+            (
+                "garbage",
+                says(500, "unexpected", "gave something that is no token"),
+            ),
+            ("fails", says(503, "unavailable", "answers with status 500")),
         ];
         for (name, (mood, expected)) in azure.iter().zip(azure_cases) {
             self.entra.mood(name, mood);
@@ -105,14 +108,15 @@ impl Hundred {
         let google = self.of("google-account");
         self.google.route(Route::Refused).await;
         let names: Vec<_> = google.iter().map(String::as_str).collect();
-        self.round(&names, says(503, "unavailable", "Google")).await;
+        self.round(&names, says(503, "unavailable", "accepts a connection"))
+            .await;
         self.google.route(Route::To(self.google_port)).await;
 
         let exec = self.of("exec");
         let exec_cases = [
-            ("hangs", says(504, "timeout", "plugin")),
-            ("garbage", says(503, "unavailable", "plugin")),
-            ("fails", says(503, "unavailable", "plugin")),
+            ("hangs", says(504, "timeout", "took longer than 8 s")),
+            ("garbage", says(503, "unavailable", "not the JSON")),
+            ("fails", says(503, "unavailable", "ended with exit code 7")),
         ];
         for (name, (mood, expected)) in exec.iter().zip(exec_cases) {
             fs::write(self.file(&format!("{name}.mood")), mood).unwrap();
@@ -123,7 +127,11 @@ impl Hundred {
         let file = self.file(&format!("{name}.pem"));
         let certificate = fs::read(&file).unwrap();
         fs::remove_file(&file).unwrap();
-        self.round(&[&name], says(500, "config_invalid", ".pem")).await;
+        self.round(
+            &[&name],
+            says(500, "config_invalid", ".pem cannot be used: it is not there"),
+        )
+        .await;
         fs::write(&file, certificate).unwrap();
 
         let token = self.mount.path().join("token");
@@ -174,7 +182,8 @@ impl Hundred {
         .await;
         let silent = self.of("oidc").remove(0);
         self.way(&silent).route(Route::Silent).await;
-        self.round(&[&silent], says(504, "timeout", "cannot reach")).await;
+        self.round(&[&silent], says(504, "timeout", "no connection within 10s"))
+            .await;
         self.unasked.insert(silent.clone());
 
         let unreachable = |cause| says(502, "upstream_unreachable", cause);
@@ -187,9 +196,13 @@ impl Hundred {
             (
                 "impersonation",
                 Route::To(by_stranger.port()),
-                unreachable("certificate"),
+                unreachable("certificate is signed by an authority that"),
             ),
-            ("aks", Route::To(closing.port()), unreachable("")),
+            (
+                "aks",
+                Route::To(closing.port()),
+                unreachable("the connection broke off"),
+            ),
         ] {
             let name = self.of(label).remove(0);
             self.way(&name).route(route).await;
@@ -247,8 +260,12 @@ impl Hundred {
         let changed = sqlx::raw_sql(damage).execute(&mut sql).await.unwrap();
         assert_eq!(changed.rows_affected(), 1);
         sql.close().await.unwrap();
-        self.login_is_broken(erin, &name, says(500, "record_damaged", ""))
-            .await;
+        self.login_is_broken(
+            erin,
+            &name,
+            says(500, "record_damaged", "its row was changed outside"),
+        )
+        .await;
 
         let caller = self.caller(carol).await;
         eventually(LIMIT, "the end of carol's login", async || {

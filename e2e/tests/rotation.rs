@@ -312,7 +312,7 @@ impl Load {
     async fn answers(&self, more: usize) {
         let before = self.answers.load(Ordering::SeqCst);
         eventually(LIMIT, "more answers", async || {
-            assert_eq!(*self.failures.lock().unwrap(), Vec::<String>::new());
+            assert_eq!(self.failed(), Vec::<String>::new());
             (self.answers.load(Ordering::SeqCst) >= before + more).then_some(())
         })
         .await;
@@ -326,6 +326,10 @@ impl Load {
             within(LIMIT, "the last answer", person).await.unwrap();
         }
         assert_eq!(*self.failures.lock().unwrap(), Vec::<String>::new());
+    }
+
+    fn failed(&self) -> Vec<String> {
+        self.failures.lock().unwrap().clone()
     }
 }
 
