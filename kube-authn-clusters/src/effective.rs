@@ -82,7 +82,7 @@ impl EffectiveConfig {
 
     /// Lets the strategies check their clusters, `|cluster| registry.validate(cluster)`. Their problems get file, full
     /// key path and Backstage's text, and their clusters are taken out.
-    pub fn validate_with(&mut self, validate: impl Fn(&ClusterDetails) -> Vec<Problem>) {
+    pub fn validate_with(&mut self, mut validate: impl FnMut(&ClusterDetails) -> Vec<Problem>) {
         let mut found = Vec::new();
         let locator = &self.locator;
         self.clusters.retain(|cluster| {

@@ -132,6 +132,27 @@ impl GoogleServiceAccountProvider {
         }
     }
 
+    /// Reads the credentials as they stand now, and asks nobody: for people who look for a mistake.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` or `Unavailable` if a file of credentials cannot be read or used, or names a program that is not
+    /// allowed.
+    #[cfg_attr(
+        not(feature = "google-federation"),
+        allow(unused_variables, reason = "only federation names programs")
+    )]
+    pub async fn read_credentials(&self) -> Result<()> {
+        let current = self.source.current().await?;
+        #[cfg(feature = "google-federation")]
+        if let Some(executable) = current.account.executable()
+            && let Err(source) = self.calls.executables.permit(executable)
+        {
+            let program = executable.program().to_owned();
+            return Err(GoogleError::Executable { program, source }.of_source(&current.described));
+        }
+        Ok(())
+    }
+
     /// Why the program that credentials of the configuration name would not be started.
     #[cfg(feature = "google-federation")]
     fn refused_program(&self) -> Option<String> {

@@ -4,7 +4,7 @@ use std::{io::Write, process::ExitCode};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Args;
-use kube_authn::{Identity, Reach, effective_config, impersonation_rules, reach};
+use kube_authn::{Identity, Reach, check_files, effective_config, impersonation_rules, reach};
 use kube_authn_clusters::{AppConfig, EffectiveConfig, InvalidConfig};
 use kube_authn_core::{AuthMetadata, CaBundle, ClusterDetails, Problem, Secret, serde_json};
 use serde::Serialize;
@@ -77,7 +77,8 @@ impl Check {
     pub(crate) async fn run(&self) -> ExitCode {
         let report = match AppConfig::load(&self.files.paths()) {
             Ok(config) => {
-                let effective = effective_config(&config).await;
+                let mut effective = effective_config(&config).await;
+                check_files(&config, &mut effective).await;
                 let connections = match self.connect {
                     true => Some(reach(&effective).await.into_iter().map(connection).collect()),
                     false => None,

@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod assemble;
+mod files;
 mod reach;
 mod reload;
 mod service;
@@ -15,6 +16,7 @@ pub use kube_authn_providers;
 pub use self::assemble::{
     cluster_access, cluster_access_with, effective_config, impersonation_rules, login_verifier, vault,
 };
+pub use self::files::check_files;
 pub use self::reach::{Identity, Reach, reach};
 pub use self::reload::Reload;
 pub use self::service::{Service, service, service_for};

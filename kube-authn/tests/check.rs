@@ -753,3 +753,108 @@ kubernetes:
         "kubernetes.clusterLocatorMethods[0].clusters[0].kubeAuthn.exec.command"
     );
 }
+
+/// What strategies read when they need it; a service starts all the same.
+#[test]
+fn files_that_strategies_name_are_looked_at_and_each_bad_one_is_told_with_its_key() {
+    let config = "
+aws:
+  accounts:
+    - { accountId: '111122223333', roleName: r, webIdentityTokenFile: empty }
+kubeAuthn:
+  strategies:
+    exec: { allow: [/nowhere/plugin, /bin/sh] }
+    googleServiceAccount: { credentialsFile: broken.json }
+    azure: { tenantId: t, clientId: c, certificateFile: cert.pem, certificateKeyFile: other.pem }
+kubernetes:
+  serviceLocatorMethod: { type: multiTenant }
+  clusterLocatorMethods:
+    - type: config
+      clusters:
+        - name: gone
+          url: https://gone.example.com
+          authProvider: clientCertificate
+          kubeAuthn: { clientCertificate: { certFile: gone.pem, keyFile: key.pem } }
+        - name: good
+          url: https://good.example.com
+          authProvider: clientCertificate
+          kubeAuthn: { clientCertificate: { certFile: cert.pem, keyFile: key.pem } }
+";
+    let (certificate, key) = server_certificate(2000..4000);
+    let (_, other) = server_certificate(2000..4000);
+    let place = Place::new(&[
+        ("app-config.yaml", config),
+        ("cert.pem", &certificate),
+        ("key.pem", &key),
+        ("other.pem", &other),
+        ("empty", "\n"),
+        ("broken.json", "{ canary"),
+    ]);
+
+    let run = place.run(&["check", "--json"], &[]);
+
+    let report = run.json();
+    let errors = report["errors"].as_array().unwrap();
+    let told: Vec<_> = errors
+        .iter()
+        .map(|error| (error["key"].as_str().unwrap(), error["message"].as_str().unwrap()))
+        .collect();
+    let strategies = "kubeAuthn.strategies";
+    let expected = [
+        (
+            "aws.accounts[0].webIdentityTokenFile".to_owned(),
+            "the file empty: it is empty",
+        ),
+        (
+            format!("{strategies}.exec.allow[0]"),
+            "the file /nowhere/plugin: No such file",
+        ),
+        (format!("{strategies}.azure.certificateKeyFile"), "cert.pem: "),
+        (
+            format!("{strategies}.googleServiceAccount.credentialsFile"),
+            "cannot use broken.json: ",
+        ),
+        (
+            "kubernetes.clusterLocatorMethods[0].clusters[0].kubeAuthn.clientCertificate.certFile".to_owned(),
+            "gone.pem",
+        ),
+    ];
+    assert_eq!(told.len(), expected.len(), "{report}");
+    for ((key, message), (expected_key, words)) in told.iter().zip(&expected) {
+        assert_eq!(key, expected_key);
+        assert!(
+            message.contains(words) && !message.contains("canary"),
+            "{message}"
+        );
+    }
+    assert!(
+        errors.iter().all(|error| error["file"] == "app-config.yaml"),
+        "{report}"
+    );
+    assert_eq!((run.0, names(&report)), (Some(1), vec!["good".to_owned()]));
+}
+
+#[test]
+fn file_that_is_no_file_never_makes_check_wait() {
+    let config = "
+kubeAuthn:
+  strategies:
+    googleServiceAccount: { credentialsFile: /dev/zero }
+    azure: { tenantId: t, clientId: c, federatedTokenFile: pipe }
+";
+    let place = Place::new(&[("app-config.yaml", config)]);
+    let made = Command::new("mkfifo")
+        .arg(place.path().join("pipe"))
+        .status()
+        .unwrap();
+    assert!(made.success());
+
+    let run = place.run(&["check", "--json"], &[]);
+
+    let messages = run.messages();
+    assert_eq!(messages.len(), 2, "{messages:?}");
+    assert!(
+        messages.iter().all(|text| text.contains("it is no regular file")),
+        "{messages:?}"
+    );
+}

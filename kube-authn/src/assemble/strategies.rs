@@ -213,7 +213,7 @@ fn google_settings(effective: &EffectiveConfig) -> &GoogleServiceAccountSettings
     clippy::disallowed_methods,
     reason = "a named reader: the variables of Google's tools"
 )]
-pub(super) fn google_service_account(
+pub(crate) fn google_service_account(
     settings: &GoogleServiceAccountSettings,
 ) -> GoogleServiceAccountProvider {
     let credentials = match (&settings.credentials, &settings.credentials_file) {
