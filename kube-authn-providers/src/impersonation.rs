@@ -4,8 +4,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use kube_authn_core::{
-    CachingProvider, ClusterDetails, Credential, CredentialRequest, CredentialScope, Error, ErrorKind,
-    KubernetesAuthProvider, Metadata, Problem, ProviderRegistry, Result, SystemClock,
+    CachingProvider, ClusterDetails, ClusterSet, Credential, CredentialRequest, CredentialScope, Error,
+    ErrorKind, KubernetesAuthProvider, Metadata, Problem, ProviderRegistry, Result, SystemClock,
 };
 
 mod mapping;
@@ -62,6 +62,13 @@ impl ImpersonationProvider {
             .then(|| Mapping::of(cluster, &self.defaults).ok())
             .flatten()
             .map(|mapping| rules::cluster_role(&mapping))
+    }
+
+    /// Drops carriers' credentials of clusters that are no longer in the set, or whose content changed.
+    pub fn retain_clusters(&self, clusters: &ClusterSet) {
+        for carrier in self.carriers.values() {
+            carrier.retain_clusters(clusters);
+        }
     }
 
     fn carrying(
@@ -138,7 +145,7 @@ impl KubernetesAuthProvider for ImpersonationProvider {
     }
 }
 
-/// One credential of a carrier per cluster, and some that were replaced by a reload.
+/// One credential of a carrier per cluster.
 const CLUSTERS: usize = 10_000;
 
 #[cfg(test)]

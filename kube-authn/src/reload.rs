@@ -106,6 +106,7 @@ impl Reload {
             self.access.clusters().replace_but(&clusters, is_renewed);
             let now = self.access.clusters().current();
             self.access.credentials().retain_clusters(&now);
+            self.strategies.retain_clusters(&now);
             if let Some((cluster_auth, logins)) = logins {
                 cluster_auth.replace_logins(logins);
             }

@@ -1,5 +1,5 @@
 use kube_authn_core::{
-    EntityRef, Issuer, Principal, RequestAuth, Secret, StrategyOptions, Subject, VerifiedEmail,
+    Clusters, EntityRef, Issuer, Principal, RequestAuth, Secret, StrategyOptions, Subject, VerifiedEmail,
     conformance::provider::ProviderFixture,
     http::HeaderMap,
     serde_json::{Value, json},
@@ -253,4 +253,23 @@ rules:
     );
     let other = cluster("serviceAccount").build().expect("a cluster");
     assert_eq!(strategy().rules(&other), None);
+}
+
+#[tokio::test]
+async fn credential_of_a_carrier_is_never_kept_after_its_cluster_went() {
+    let (strategy, kept, gone) = (
+        strategy(),
+        with_settings(&json!({})),
+        with_settings(&json!({ "groups": ["x"] })),
+    );
+    for cluster in [&kept, &gone] {
+        let request = CredentialRequest::new(alice(), cluster.clone());
+        strategy.credential(&request).await.expect("a credential");
+    }
+    let held = || strategy.carriers[ServiceAccountProvider::NAME].len();
+    assert_eq!(held(), 2);
+
+    strategy.retain_clusters(&Clusters::new(vec![kept]).current());
+
+    assert_eq!(held(), 1);
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use kube_authn_clusters::EffectiveConfig;
 use kube_authn_core::{
-    ClusterDetails, Credential, CredentialRequest, CredentialScope, KubernetesAuthProvider, Metadata,
-    Problem, ProviderRegistry, Result, UpstreamPool, async_trait,
+    ClusterDetails, ClusterSet, Credential, CredentialRequest, CredentialScope, KubernetesAuthProvider,
+    Metadata, Problem, ProviderRegistry, Result, UpstreamPool, async_trait,
 };
 use kube_authn_providers::ImpersonationProvider;
 
@@ -17,13 +17,14 @@ use super::strategies::{Configured, configured, impersonation, without_settings}
 pub(crate) struct Strategies {
     /// All but `impersonation`: they may carry users' names for it.
     carriers: ProviderRegistry,
-    impersonation: Replaceable,
+    impersonation: Replaceable<ImpersonationProvider>,
     configured: Vec<(Configured, Replaceable)>,
 }
 
 /// Strategies whose settings changed, made and not yet in force.
 pub(crate) struct Changes {
     made: Vec<(Replaceable, Arc<dyn KubernetesAuthProvider>)>,
+    impersonation: Option<(Replaceable<ImpersonationProvider>, Arc<ImpersonationProvider>)>,
     /// Those that check clusters: what is in force then.
     checking: Vec<Arc<dyn KubernetesAuthProvider>>,
 }
@@ -58,7 +59,7 @@ impl Strategies {
 
     /// What other settings make of them.
     pub(crate) fn changes(&self, before: &EffectiveConfig, now: &EffectiveConfig) -> Changes {
-        let mut made: Vec<_> = self
+        let made: Vec<_> = self
             .configured
             .iter()
             .filter(|(strategy, _)| !(strategy.same)(before, now))
@@ -69,11 +70,20 @@ impl Strategies {
         checking.push(Arc::new(impersonation(now, &carriers)));
 
         let (was, is) = (&before.kube_authn.strategies, &now.kube_authn.strategies);
-        if was.impersonation != is.impersonation {
+        let impersonation = (was.impersonation != is.impersonation).then(|| {
             let provider = Arc::new(impersonation(now, &self.carriers));
-            made.push((self.impersonation.clone(), provider));
+            (self.impersonation.clone(), provider)
+        });
+        Changes {
+            made,
+            impersonation,
+            checking,
         }
-        Changes { made, checking }
+    }
+
+    /// Drops what strategies keep themselves of clusters that are no longer in the set, or whose content changed.
+    pub(crate) fn retain_clusters(&self, clusters: &ClusterSet) {
+        self.impersonation.current.load().retain_clusters(clusters);
     }
 }
 
@@ -85,14 +95,18 @@ impl Changes {
 
     /// Whether the strategy of this name is another one now.
     pub(crate) fn concern(&self, strategy: &str) -> bool {
-        self.made.iter().any(|(provider, _)| provider.name == strategy)
+        let mut names = self.made.iter().map(|(provider, _)| provider.name);
+        names.any(|name| name == strategy)
+            || (self.impersonation.is_some() && strategy == ImpersonationProvider::NAME)
     }
 
     /// What is under way ends with the old ones.
     pub(crate) fn put_in_force(self) {
         for (provider, made) in self.made {
-            tracing::info!("settings of strategy {} changed", provider.name);
-            provider.current.store(Arc::new(made));
+            provider.replace(made);
+        }
+        if let Some((provider, made)) = self.impersonation {
+            provider.replace(made);
         }
     }
 }
@@ -102,24 +116,38 @@ fn with(registry: ProviderRegistry, provider: Arc<dyn KubernetesAuthProvider>) -
 }
 
 /// The strategy of one name, with the settings in force. Clones share it.
-#[derive(Clone, Debug)]
-struct Replaceable {
+#[derive(Debug)]
+struct Replaceable<P: ?Sized = dyn KubernetesAuthProvider> {
     name: &'static str,
-    current: Arc<ArcSwap<Arc<dyn KubernetesAuthProvider>>>,
+    current: Arc<ArcSwap<Arc<P>>>,
 }
 
-impl Replaceable {
-    fn new(name: &'static str, provider: Arc<dyn KubernetesAuthProvider>) -> Self {
+impl<P: ?Sized> Replaceable<P> {
+    fn new(name: &'static str, provider: Arc<P>) -> Self {
         Self {
             name,
             current: Arc::new(ArcSwap::from_pointee(provider)),
+        }
+    }
+
+    fn replace(&self, provider: Arc<P>) {
+        tracing::info!("settings of strategy {} changed", self.name);
+        self.current.store(Arc::new(provider));
+    }
+}
+
+impl<P: ?Sized> Clone for Replaceable<P> {
+    fn clone(&self) -> Self {
+        Self {
+            name: self.name,
+            current: self.current.clone(),
         }
     }
 }
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl KubernetesAuthProvider for Replaceable {
+impl<P: KubernetesAuthProvider + ?Sized> KubernetesAuthProvider for Replaceable<P> {
     fn name(&self) -> &str {
         self.name
     }
