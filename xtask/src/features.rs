@@ -106,4 +106,69 @@ mod tests {
         };
         assert!(builds.contains(&upstream), "{builds:?}");
     }
+
+    /// The packages of a library without features, itself included.
+    fn packages(library: &str) -> Vec<String> {
+        let output = std::process::Command::new(env!("CARGO"))
+            .args([
+                "tree",
+                "--offline",
+                "--locked",
+                "--no-default-features",
+                "--edges",
+                "normal",
+            ])
+            .args(["--prefix", "none", "--format", "{p}", "--package", library])
+            .current_dir(crate::shell::workspace())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut packages: Vec<_> = text
+            .lines()
+            .map(|line| line.trim_end_matches(" (*)").to_owned())
+            .collect();
+        packages.sort();
+        packages.dedup();
+        packages
+    }
+
+    /// With some room over what `docs/features.md` says.
+    #[test]
+    fn libraries_without_features_stay_small() {
+        for (library, most) in [
+            ("kube-authn-core", 72),
+            ("kube-authn-providers", 80),
+            ("kube-authn-store", 76),
+            ("kube-authn-clusters", 104),
+        ] {
+            let packages = packages(library);
+
+            assert!(packages.len() <= most, "{library}: {packages:#?}");
+        }
+    }
+
+    #[test]
+    fn core_without_features_speaks_no_network_protocol() {
+        let packages = packages("kube-authn-core");
+
+        for heavy in [
+            "hyper",
+            "rustls",
+            "kube",
+            "k8s-openapi",
+            "sqlx",
+            "axum",
+            "aws-lc-sys",
+        ] {
+            let found = packages
+                .iter()
+                .find(|package| package.split(' ').next() == Some(heavy));
+            assert_eq!(found, None);
+        }
+    }
 }
