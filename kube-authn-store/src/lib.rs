@@ -7,6 +7,8 @@ mod key_ring;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod row;
 #[cfg(feature = "sqlite")]
@@ -21,5 +23,7 @@ pub use self::key_ring::KeyRing;
 pub use self::memory::MemoryTokenStore;
 #[cfg(feature = "postgres")]
 pub use self::postgres::PostgresTokenStore;
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisOptions, RedisTokenStore};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{BUSY_TIMEOUT, SqliteTokenStore};

@@ -1,0 +1,151 @@
+//! What went wrong between us and Redis, as the family's error.
+
+use std::{fmt, io, sync::Arc, time::Duration};
+
+use ::redis::{ErrorKind as RedisKind, RedisError};
+use kube_authn_core::{Error, ErrorKind};
+
+use super::url::Address;
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("no connection to {0}")]
+    Connect(Address, #[source] Arc<io::Error>),
+    #[error("no TLS connection to {0}")]
+    Tls(Address, #[source] Arc<io::Error>),
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// An input or output error: it says nothing of what was sent.
+    #[error("the connection broke")]
+    Broken(#[source] RedisError),
+    /// The code alone, since what follows it may repeat arguments.
+    #[error("Redis answered {0}")]
+    Refused(String),
+    #[error("Redis gave an answer of another form")]
+    Answer,
+    #[error("{0} knows no primary")]
+    NoPrimary(Address),
+    #[error("{0} is not the primary")]
+    NotPrimary(Address),
+    #[error("the store was closed")]
+    Closed,
+    #[error("a layout that this program does not know")]
+    Layout,
+}
+
+impl From<RedisError> for Failure {
+    fn from(error: RedisError) -> Self {
+        match error.kind() {
+            RedisKind::Io => Self::Broken(error),
+            RedisKind::AuthenticationFailed => Self::Refused("WRONGPASS".to_owned()),
+            RedisKind::Parse | RedisKind::UnexpectedReturnType => Self::Answer,
+            _ => match error.code() {
+                Some(code) => Self::Refused(code.to_owned()),
+                None => Self::Answer,
+            },
+        }
+    }
+}
+
+impl Failure {
+    /// Whether Redis said that it did nothing, and another node may do it.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(self.code(), Some("MOVED" | "ASK" | "READONLY" | "MASTERDOWN"))
+    }
+
+    /// Whether the connection is of no more use.
+    pub(super) fn ends_connection(&self) -> bool {
+        self.is_elsewhere()
+            || matches!(self, Self::Broken(_) | Self::Timeout(_) | Self::Answer)
+            || matches!(self.code(), Some("CLUSTERDOWN" | "NOAUTH"))
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        matches!(self, Self::Broken(_))
+    }
+
+    /// Something that is none of ours stands under a key of ours.
+    pub(super) fn is_wrong_type(&self) -> bool {
+        self.code() == Some("WRONGTYPE")
+    }
+
+    /// Somebody has to mend the configuration: trying again will not help.
+    pub(super) fn is_configuration(&self) -> bool {
+        matches!(self.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
+    }
+
+    pub(super) fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused(code) => Some(code),
+            _ => None,
+        }
+    }
+
+    /// As a failure of the store at this place.
+    pub(super) fn at(self, place: &dyn fmt::Display) -> Error {
+        if self.is_wrong_type() {
+            return Error::new(ErrorKind::RecordDamaged, DAMAGED).with_source(self);
+        }
+        let (kind, what) = match &self {
+            Self::Timeout(_) => (ErrorKind::Timeout, "did not answer in time: try again"),
+            Self::Connect(..) | Self::Broken(_) => (
+                ErrorKind::Unavailable,
+                "can't be reached: look whether Redis runs, and at the network",
+            ),
+            Self::Tls(..) => (
+                ErrorKind::Unavailable,
+                "can't be trusted: look at Redis's certificate and at kubeAuthn.store.caFile",
+            ),
+            Self::NoPrimary(_) | Self::NotPrimary(_) => (
+                ErrorKind::Unavailable,
+                "has no primary at the moment: wait for the failover, or look at the service name",
+            ),
+            Self::Layout => (ErrorKind::ConfigInvalid, NEWER),
+            Self::Closed => (ErrorKind::Unavailable, "was closed: open it again"),
+            Self::Answer => (ErrorKind::Unavailable, "gave an answer that is none of Redis's"),
+            Self::Refused(code) => (ErrorKind::Unavailable, refusal(code)),
+        };
+        Error::new(kind, format!("the token store {place} {what}"))
+            .with_retry_after(RETRY_AFTER)
+            .with_source(self)
+    }
+
+    /// A failure while the store was opened: what somebody has to mend is one of the configuration.
+    pub(super) fn opening(self, place: &dyn fmt::Display) -> Error {
+        match self.is_configuration() {
+            true => Error::new(
+                ErrorKind::ConfigInvalid,
+                format!(
+                    "can't open the token store {place}: it {} (kubeAuthn.store.url)",
+                    self.code().map(refusal).unwrap_or_default()
+                ),
+            )
+            .with_source(self),
+            false => self.at(place),
+        }
+    }
+}
+
+/// What a code of Redis means for whoever reads it (<https://redis.io/docs/latest/develop/reference/protocol-spec/>).
+fn refusal(code: &str) -> &'static str {
+    match code {
+        "LOADING" => "is loading its data: try again",
+        "READONLY" | "MASTERDOWN" => "is a replica: wait for the failover, or name the primary",
+        "CLUSTERDOWN" => "has no majority of its nodes: wait, or look at the cluster",
+        "MOVED" | "ASK" | "TRYAGAIN" => "is moving its slots: try again",
+        "OOM" => "is full, nothing was written: raise maxmemory",
+        "MISCONF" => "can't write to its disk, nothing was written: look at Redis's log",
+        "NOREPLICAS" => "has too few replicas, nothing was written: look at min-replicas-to-write",
+        "BUSY" => "is busy with somebody's script: try again",
+        "NOAUTH" | "WRONGPASS" => "does not accept the user or the password",
+        "NOPERM" => "does not let this user do what the store needs: look at its ACL",
+        _ => "refused, nothing was written: look at Redis's log",
+    }
+}
+
+const NEWER: &str =
+    "was written by a newer program: upgrade this one, or choose another prefix in kubeAuthn.store.url";
+pub(super) const DAMAGED: &str = "a row of the store is not as it was written: it was changed outside";
+
+/// When a client should try again.
+const RETRY_AFTER: Duration = Duration::from_secs(2);

@@ -1,0 +1,313 @@
+//! Where the primary is, and a connection to it.
+
+use std::{fmt, io, sync::Arc, time::Duration};
+
+use ::redis::{
+    AsyncConnectionConfig, Cmd, FromRedisValue, ProtocolVersion, RedisConnectionInfo, Value,
+    aio::{MultiplexedConnection, PubSub},
+};
+use futures_util::future::select_ok;
+use kube_authn_core::{
+    Error, ErrorKind, Result, Secret, TlsTrust,
+    rustls::{ClientConfig, crypto::CryptoProvider, pki_types::ServerName},
+    tls::client_config,
+};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    task::AbortHandle,
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    error::Failure,
+    row::Keys,
+    url::{Address, Login, Mode, RedisOptions},
+};
+
+/// Where Redis is, with all that is needed to connect.
+pub(super) struct Place {
+    options: RedisOptions,
+    tls: Option<TlsConnector>,
+    /// A key of the store; all of them are in the slot of this one.
+    any_key: String,
+}
+
+/// A connection to the primary. Clones share it; it is closed with the last of them.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) commands: MultiplexedConnection,
+    pub(super) address: Address,
+    driver: Arc<Driver>,
+}
+
+struct Driver(AbortHandle);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Connection {
+    /// Whether the other side has closed it, so that nothing can have been sent over it any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.driver.0.is_finished()
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.driver, &other.driver)
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Connection").field(&self.address).finish()
+    }
+}
+
+impl Place {
+    pub(super) fn new(options: RedisOptions) -> Result<Self> {
+        let tls = match options.tls {
+            true => Some(TlsConnector::from(Arc::new(tls(&options)?))),
+            false => None,
+        };
+        let any_key = Keys::new(&options.prefix).layout;
+        Ok(Self {
+            options,
+            tls,
+            any_key,
+        })
+    }
+
+    /// Finds the primary and connects to it. Sentinels and nodes are asked all at once, and the first whose answer leads
+    /// to a primary is believed: one that is down or wrong makes nobody wait.
+    pub(super) async fn connect(&self) -> Result<Connection, Failure> {
+        let asked = self.options.hosts.iter().map(|host| Box::pin(self.via(host)));
+        let (connection, _) = timeout(FIND_TIMEOUT, select_ok(asked))
+            .await
+            .map_err(|_| Failure::Timeout(FIND_TIMEOUT))??;
+        Ok(connection)
+    }
+
+    /// The primary by way of this host.
+    async fn via(&self, host: &Address) -> Result<Connection, Failure> {
+        match &self.options.mode {
+            Mode::Standalone => self.of_ours(host).await,
+            Mode::Sentinel { service } => self.named_by(host, service).await,
+            Mode::Cluster => self.mapped_by(host).await,
+        }
+    }
+
+    /// A connection for subscriptions alone, to the same server as this one.
+    pub(super) async fn subscriber(&self, address: &Address) -> Result<PubSub, Failure> {
+        let connected = async {
+            let stream = self.stream(address).await?;
+            let connection = PubSub::new(&self.settings(), stream).await;
+            connection.map_err(Failure::from)
+        };
+        let connected = timeout(CONNECT_TIMEOUT, connected).await;
+        connected.map_err(|_| Failure::Timeout(CONNECT_TIMEOUT))?
+    }
+
+    /// <https://redis.io/docs/latest/develop/reference/sentinel-clients/>: ask a sentinel, connect, ask for the role.
+    async fn named_by(&self, sentinel: &Address, service: &str) -> Result<Connection, Failure> {
+        let asked = self
+            .open(sentinel, &settings(&self.options.sentinel_login, 0))
+            .await?;
+        let mut question = Cmd::new();
+        question
+            .arg("SENTINEL")
+            .arg("get-master-addr-by-name")
+            .arg(service);
+        let named: Option<(String, u16)> = ask(&asked, &question).await?;
+        let (host, port) = named.ok_or_else(|| Failure::NoPrimary(sentinel.clone()))?;
+        let primary = self.of_ours(&Address { host, port }).await?;
+        let mut question = Cmd::new();
+        question.arg("ROLE");
+        match ask::<Vec<Value>>(&primary, &question).await?.first() {
+            Some(Value::BulkString(role)) if role == b"master" => Ok(primary),
+            _ => Err(Failure::NotPrimary(primary.address)),
+        }
+    }
+
+    /// Asks a node of a cluster which one has our slot.
+    async fn mapped_by(&self, node: &Address) -> Result<Connection, Failure> {
+        let asked = self.of_ours(node).await?;
+        let mut question = Cmd::new();
+        question.arg("CLUSTER").arg("KEYSLOT").arg(&self.any_key);
+        let slot: u16 = ask(&asked, &question).await?;
+        let mut question = Cmd::new();
+        question.arg("CLUSTER").arg("SLOTS");
+        let ranges: Vec<Vec<Value>> = ask(&asked, &question).await?;
+        let owner = ranges
+            .iter()
+            .find_map(|range| owner(range, slot, node))
+            .ok_or_else(|| Failure::NoPrimary(node.clone()))?;
+        match owner == *node {
+            true => Ok(asked),
+            false => self.of_ours(&owner).await,
+        }
+    }
+
+    async fn of_ours(&self, address: &Address) -> Result<Connection, Failure> {
+        self.open(address, &self.settings()).await
+    }
+
+    async fn open(&self, address: &Address, settings: &RedisConnectionInfo) -> Result<Connection, Failure> {
+        let connected = async {
+            let stream = self.stream(address).await?;
+            // The time limit is the caller's: with one here, an answer that comes late would be nobody's.
+            let config = AsyncConnectionConfig::new().set_response_timeout(None);
+            let connection = MultiplexedConnection::new_with_config(settings, stream, config).await;
+            connection.map_err(Failure::from)
+        };
+        let connected = timeout(CONNECT_TIMEOUT, connected).await;
+        let (commands, driver) = connected.map_err(|_| Failure::Timeout(CONNECT_TIMEOUT))??;
+        Ok(Connection {
+            commands,
+            address: address.clone(),
+            driver: Arc::new(Driver(tokio::spawn(driver).abort_handle())),
+        })
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the store opens its own connections")]
+    async fn stream(&self, address: &Address) -> Result<Box<dyn Stream>, Failure> {
+        let unreachable = |source| Failure::Connect(address.clone(), Arc::new(source));
+        let stream = TcpStream::connect((address.host.as_str(), address.port))
+            .await
+            .map_err(unreachable)?;
+        // Commands are small and whole; waiting for more bytes only adds latency.
+        stream.set_nodelay(true).map_err(unreachable)?;
+        let keep_alive = TcpKeepalive::new()
+            .with_time(KEEP_ALIVE)
+            .with_interval(KEEP_ALIVE);
+        SockRef::from(&stream)
+            .set_tcp_keepalive(&keep_alive)
+            .map_err(unreachable)?;
+        let Some(tls) = &self.tls else {
+            return Ok(Box::new(stream));
+        };
+        let untrusted = |source| Failure::Tls(address.clone(), Arc::new(source));
+        let name = ServerName::try_from(address.host.clone())
+            .map_err(|source| untrusted(io::Error::new(io::ErrorKind::InvalidInput, source)))?;
+        Ok(Box::new(tls.connect(name, stream).await.map_err(untrusted)?))
+    }
+
+    fn settings(&self) -> RedisConnectionInfo {
+        settings(&self.options.login, self.options.database)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.options.fmt(f)
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.options, f)
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
+
+fn tls(options: &RedisOptions) -> Result<ClientConfig> {
+    let provider = options
+        .provider
+        .clone()
+        .or_else(|| CryptoProvider::get_default().cloned())
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::ConfigInvalid,
+                "no crypto provider for rediss: install one in the process, or hand one over",
+            )
+        })?;
+    client_config(&provider, &TlsTrust::new(options.ca.clone()), &[])
+}
+
+fn settings(login: &Login, database: i64) -> RedisConnectionInfo {
+    let mut settings = RedisConnectionInfo::default()
+        .set_protocol(ProtocolVersion::RESP2)
+        .set_db(database);
+    if let Some(user) = &login.user {
+        settings = settings.set_username(user);
+    }
+    if let Some(password) = login.password.as_ref().and_then(Secret::expose_str) {
+        settings = settings.set_password(password);
+    }
+    settings
+}
+
+async fn ask<T: FromRedisValue>(connection: &Connection, question: &Cmd) -> Result<T, Failure> {
+    let mut commands = connection.commands.clone();
+    let answer = timeout(CONNECT_TIMEOUT, question.query_async(&mut commands)).await;
+    Ok(answer.map_err(|_| Failure::Timeout(CONNECT_TIMEOUT))??)
+}
+
+/// The primary of one range of `CLUSTER SLOTS`, if it has this slot. A node that does not know its own name leaves it out.
+fn owner(range: &[Value], slot: u16, asked: &Address) -> Option<Address> {
+    let [Value::Int(from), Value::Int(to), Value::Array(node), ..] = range else {
+        return None;
+    };
+    let [host, Value::Int(port), ..] = &node[..] else {
+        return None;
+    };
+    if !(*from..=*to).contains(&i64::from(slot)) {
+        return None;
+    }
+    let host = match host {
+        Value::BulkString(host) if !host.is_empty() && host != b"?" => std::str::from_utf8(host).ok()?,
+        _ => &asked.host,
+    };
+    Some(Address {
+        host: host.to_owned(),
+        port: u16::try_from(*port).ok()?,
+    })
+}
+
+/// A server that is there answers in milliseconds, TLS and password included. With this, a primary that vanished without
+/// a word costs callers a second before the next one is looked for.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// For a question to sentinels or nodes, a connection to whom they name, and its own word.
+const FIND_TIMEOUT: Duration = Duration::from_secs(2);
+/// Below the minutes after which firewalls forget a silent connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(host: Value) -> Vec<Value> {
+        let node = vec![host, Value::Int(7001), Value::BulkString(b"id".to_vec())];
+        vec![Value::Int(100), Value::Int(200), Value::Array(node)]
+    }
+
+    #[test]
+    fn owner_of_a_slot_is_the_first_node_of_its_range() {
+        let asked = Address {
+            host: "asked".to_owned(),
+            port: 1,
+        };
+        let named = range(Value::BulkString(b"10.0.0.1".to_vec()));
+
+        let found = |range: &[Value], slot| owner(range, slot, &asked).map(|owner| owner.to_string());
+
+        assert_eq!(found(&named, 100).as_deref(), Some("10.0.0.1:7001"));
+        assert_eq!(found(&named, 200).as_deref(), Some("10.0.0.1:7001"));
+        assert_eq!(found(&named, 99), None);
+        assert_eq!(found(&named, 201), None);
+        for unnamed in [
+            Value::Nil,
+            Value::BulkString(Vec::new()),
+            Value::BulkString(b"?".to_vec()),
+        ] {
+            assert_eq!(found(&range(unnamed), 150).as_deref(), Some("asked:7001"));
+        }
+        assert_eq!(found(&[Value::Int(1)], 1), None);
+    }
+}
