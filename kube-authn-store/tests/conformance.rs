@@ -2,6 +2,8 @@
 
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use kube_authn_core::{
     KeyId,
     conformance::{
@@ -9,8 +11,10 @@ use kube_authn_core::{
         vault::{self, VaultFixture},
     },
 };
-use kube_authn_store::{CachingTokenStore, KeyRing, MemoryTokenStore, PostgresTokenStore, SqliteTokenStore};
-use kube_authn_test_servers::Postgres;
+use kube_authn_store::{
+    CachingTokenStore, KeyRing, MemoryTokenStore, PostgresTokenStore, RedisTokenStore, SqliteTokenStore,
+};
+use kube_authn_test_servers::{Cluster, Postgres, Redis};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_store_keeps_the_contract() {
@@ -142,6 +146,82 @@ async fn vault_over_cached_postgres_keeps_its_contract() {
 
 async fn open_postgres(url: &str) -> PostgresTokenStore {
     PostgresTokenStore::open(url).await.expect("a store")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_store_keeps_the_contract() {
+    let redis = Redis::start();
+    store::all(|| async { redis_fixture(&redis.url()).await }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vault_over_redis_keeps_its_contract() {
+    let redis = Redis::start();
+    vault::all(|| async { redis_vault_fixture(&redis.url()).await }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_cluster_keeps_the_contract() {
+    let cluster = Cluster::start();
+    store::all(|| async { redis_fixture(&cluster.url()).await }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vault_over_a_redis_cluster_keeps_its_contract() {
+    let cluster = Cluster::start();
+    vault::all(|| async { redis_vault_fixture(&cluster.url()).await }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cached_redis_store_keeps_the_contract() {
+    let redis = Redis::start();
+    store::all(|| async {
+        let url = with_new_prefix(&redis.url());
+        let unreachable = open_redis(&url).await;
+        unreachable.close();
+        StoreFixture::new(CachingTokenStore::new(open_redis(&url).await))
+            .with_other(open_redis(&url).await)
+            .with_unreachable(CachingTokenStore::new(unreachable))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vault_over_cached_redis_keeps_its_contract() {
+    let redis = Redis::start();
+    vault::all(|| async {
+        let url = with_new_prefix(&redis.url());
+        let cached = CachingTokenStore::new(open_redis(&url).await);
+        VaultFixture::new(cached, keys()).with_other(open_redis(&url).await)
+    })
+    .await;
+}
+
+async fn redis_fixture(url: &str) -> StoreFixture {
+    let url = with_new_prefix(url);
+    let unreachable = open_redis(&url).await;
+    unreachable.close();
+    StoreFixture::new(open_redis(&url).await)
+        .with_other(open_redis(&url).await)
+        .with_unreachable(unreachable)
+}
+
+async fn redis_vault_fixture(url: &str) -> VaultFixture {
+    let url = with_new_prefix(url);
+    VaultFixture::new(open_redis(&url).await, keys()).with_other(open_redis(&url).await)
+}
+
+/// An empty store for every fixture.
+fn with_new_prefix(url: &str) -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    format!(
+        "{url}?prefix=kube-authn-{}",
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+async fn open_redis(url: &str) -> RedisTokenStore {
+    RedisTokenStore::open(url).await.expect("a store")
 }
 
 /// A new file for every fixture.

@@ -12,9 +12,11 @@
 mod keeper;
 mod packages;
 mod postgres;
+mod redis;
 
 pub use self::{
     keeper::{Keeper, Signal, free_port},
     packages::packages,
     postgres::{Postgres, Settings},
+    redis::{COMMANDS, Cluster, Redis, Sentinels},
 };

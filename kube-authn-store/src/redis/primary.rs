@@ -233,6 +233,8 @@ fn tls(options: &RedisOptions) -> Result<ClientConfig> {
 fn settings(login: &Login, database: i64) -> RedisConnectionInfo {
     let mut settings = RedisConnectionInfo::default()
         .set_protocol(ProtocolVersion::RESP2)
+        // One command less that an ACL has to allow, and Redis 7.0 has none of it.
+        .set_skip_set_lib_name()
         .set_db(database);
     if let Some(user) = &login.user {
         settings = settings.set_username(user);
