@@ -49,11 +49,26 @@ impl Redis {
         for (name, value) in own.iter().chain(settings) {
             lines.push_str(&line(name, value));
         }
-        Self::of(port, &lines, &[])
+        Self::of(port, &lines, &[], &[])
+    }
+
+    /// The same with a port for TLS beside the one without, which shows this certificate; gives the port too.
+    pub fn start_with_tls(certificate: &str, key: &str) -> (Self, u16) {
+        let (port, tls_port) = (free_port(), free_port());
+        let lines = [
+            format!("user {} {}\n", Self::USER, rights(Self::PASSWORD)),
+            line("bind", "127.0.0.1"),
+            line("tls-port", &tls_port.to_string()),
+            line("tls-cert-file", "serving.pem"),
+            line("tls-key-file", "serving.key"),
+            line("tls-auth-clients", "no"),
+        ];
+        let files = [("serving.pem", certificate), ("serving.key", key)];
+        (Self::of(port, &lines.concat(), &files, &[]), tls_port)
     }
 
     /// A sentinel starts with an argument more.
-    fn of(port: u16, settings: &str, arguments: &[&str]) -> Self {
+    fn of(port: u16, settings: &str, files: &[(&str, &str)], arguments: &[&str]) -> Self {
         packages();
         let keeper = Keeper::new("redis", |folder| {
             let file = folder.join("redis.conf");
@@ -70,7 +85,9 @@ impl Redis {
             line("port", &port.to_string()),
             line("dir", &folder)
         );
-        keeper.write("redis.conf", &settings);
+        for (name, content) in files.iter().chain(&[("redis.conf", settings.as_str())]) {
+            keeper.write(name, content);
+        }
         let mut redis = Self { keeper, port };
         redis.start_again();
         redis
@@ -183,7 +200,7 @@ impl Sentinels {
                 watch(&format!("down-after-milliseconds {name} 300")),
                 watch(&format!("failover-timeout {name} 2000")),
             ];
-            Redis::of(free_port(), &settings.concat(), &["--sentinel"])
+            Redis::of(free_port(), &settings.concat(), &[], &["--sentinel"])
         });
         for sentinel in &sentinels {
             sentinel.wait("the others", |sentinel| {
@@ -310,6 +327,11 @@ impl Cluster {
                 .run(&["INFO", "replication"])
                 .contains("master_link_status:up")
         });
+        for node in &cluster.nodes {
+            node.wait("word of the replica", |node| {
+                node.run(&["CLUSTER", "NODES"]).contains("slave")
+            });
+        }
         cluster
     }
 
@@ -337,6 +359,12 @@ impl Cluster {
             redis.run(&["ROLE"]).starts_with("master")
                 && redis.run(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
         });
+    }
+
+    /// Lets the replica take its primary's place while both are there.
+    pub fn hand_over(&mut self) {
+        self.nodes[3].run(&["CLUSTER", "FAILOVER"]);
+        self.wait_for_failover();
     }
 
     fn wait_until_whole(&self) {

@@ -40,6 +40,10 @@ impl From<RedisError> for Failure {
             RedisKind::AuthenticationFailed => Self::Refused("WRONGPASS".to_owned()),
             RedisKind::Parse | RedisKind::UnexpectedReturnType => Self::Answer,
             _ => match error.code() {
+                // Redis before 7.2 has no code for what a script may not.
+                Some("ERR") if error.detail().is_some_and(|detail| detail.contains(MAY_NOT)) => {
+                    Self::Refused("NOPERM".to_owned())
+                }
                 Some(code) => Self::Refused(code.to_owned()),
                 None => Self::Answer,
             },
@@ -147,5 +151,71 @@ const NEWER: &str =
     "was written by a newer program: upgrade this one, or choose another prefix in kubeAuthn.store.url";
 pub(super) const DAMAGED: &str = "a row of the store is not as it was written: it was changed outside";
 
+const MAY_NOT: &str = "The user executing the script can't";
+
 /// When a client should try again.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(code: &str) -> Error {
+        let detail = Some("canary: an argument of the command".to_owned());
+        let error = ::redis::make_extension_error(code.to_owned(), detail);
+        Failure::from(error).at(&"redis://h:1")
+    }
+
+    #[test]
+    fn each_refusal_says_what_to_do_and_nothing_of_what_was_sent() {
+        for (code, hint) in [
+            ("LOADING", "try again"),
+            ("READONLY", "wait for the failover"),
+            ("MASTERDOWN", "wait for the failover"),
+            ("CLUSTERDOWN", "no majority"),
+            ("TRYAGAIN", "try again"),
+            ("OOM", "raise maxmemory"),
+            ("MISCONF", "disk"),
+            ("NOREPLICAS", "min-replicas-to-write"),
+            ("BUSY", "try again"),
+            ("NOAUTH", "password"),
+            ("NOPERM", "ACL"),
+            ("ERR", "log"),
+            ("ANYTHING", "log"),
+        ] {
+            let error = said(code);
+
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{code}");
+            assert!(
+                error.is_retryable() && error.retry_after() == Some(RETRY_AFTER),
+                "{code}"
+            );
+            let text = error.to_string();
+            assert!(
+                text.contains("redis://h:1") && text.contains(hint),
+                "{code}: {text}"
+            );
+            assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+        }
+        assert_eq!(said("WRONGTYPE").kind(), ErrorKind::RecordDamaged);
+    }
+
+    #[test]
+    fn only_what_redis_did_not_do_may_be_done_elsewhere() {
+        let elsewhere = |code: &str| Failure::Refused(code.to_owned()).is_elsewhere();
+
+        assert!(
+            ["MOVED", "ASK", "READONLY", "MASTERDOWN"]
+                .into_iter()
+                .all(elsewhere)
+        );
+        assert!(
+            !["ERR", "OOM", "BUSY", "LOADING", "NOPERM"]
+                .into_iter()
+                .any(elsewhere)
+        );
+        let broken = RedisError::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert!(!Failure::from(broken).is_elsewhere());
+        assert!(!Failure::Timeout(RETRY_AFTER).is_elsewhere());
+    }
+}

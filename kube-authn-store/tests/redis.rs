@@ -1,0 +1,709 @@
+//! What is Redis's alone: rows changed by hand, restarts, failovers, rights, TLS.
+
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use ::redis::{Cmd, FromRedisValue, aio::MultiplexedConnection};
+use kube_authn_core::{
+    CaBundle, Error, ErrorKind, Expected, LoginEvent, LoginEvents, Result, Secret, TokenKey, TokenStore,
+    TokenVault,
+};
+use kube_authn_store::{KeyRing, RedisOptions, RedisTokenStore};
+use kube_authn_test_servers::{COMMANDS, Cluster, Redis, Sentinels, Signal};
+use support::{CANARY, id_token_of, key, key_of, keys, login_of};
+
+#[tokio::test]
+async fn moved_or_swapped_fields_never_give_somebody_elses_token() {
+    let redis = Redis::start();
+    let mut admin = Admin::of(&redis).await;
+    let ring = keys();
+    let vault = vault(&redis, &ring).await;
+    let (alice, bob) = (key("alice"), key("bob"));
+    let elsewhere = key_of("alice", "https://other.example.com/", "kubernetes");
+    let logins = [(&alice, "alice"), (&bob, "bob"), (&elsewhere, "alice-elsewhere")];
+    vault
+        .log_in(&alice, login_of("alice-before"))
+        .await
+        .expect("stored");
+    let old = admin.row(&alice).await;
+    for (key, owner) in logins {
+        vault.log_in(key, login_of(owner)).await.expect("stored");
+    }
+    let (good, bobs) = (admin.row(&alice).await, admin.row(&bob).await);
+    let field = |row: &Row, name: &str| {
+        let value = row.iter().find(|(field, _)| field == name);
+        vec![(name.to_owned(), value.expect("a field").1.clone())]
+    };
+    let set = |name: &str, value: &[u8]| vec![(name.to_owned(), value.to_vec())];
+    let sealed = field(&good, "sealed").remove(0).1;
+    let mut flipped = sealed.clone();
+    flipped[sealed.len() / 2] ^= 1;
+    let later = |name: &str| {
+        let text = String::from_utf8(field(&good, name).remove(0).1).expect("a number");
+        set(
+            name,
+            (text.parse::<i64>().expect("a number") + 1)
+                .to_string()
+                .as_bytes(),
+        )
+    };
+    let edits = [
+        field(&bobs, "sealed"),
+        field(&old, "sealed"),
+        field(&old, "login"),
+        field(&bobs, "login"),
+        field(&bobs, "subject"),
+        [field(&bobs, "sealed"), field(&bobs, "login")].concat(),
+        later("number"),
+        later("expires_at"),
+        later("created_at"),
+        set("refreshable", b"0"),
+        [set("refreshing_owner", &[7; 16]), set("refreshing_until", b"1")].concat(),
+        set("sealed", &sealed[..sealed.len() - 1]),
+        set("sealed", b""),
+        set("sealed", &flipped),
+        set("key_id", b"k2"),
+        set("key_id", b""),
+        set("subject", b"\n"),
+        set("subject", b"\xff"),
+        set("expires_at", b"9223372036854775807"),
+        set("expires_at", b"soon"),
+        set("number", b"-1"),
+        set("number", b"01"),
+        set("login", b"short"),
+        set("refreshing_owner", &[7; 16]),
+    ];
+
+    for edit in edits {
+        let what = format!("{:?}", edit.iter().map(|(name, _)| name).collect::<Vec<_>>());
+        admin.put(&alice, &edit).await;
+        let vault = self::vault(&redis, &ring).await;
+
+        let error = vault.load(&alice).await.expect_err(&what);
+
+        assert_eq!(error.kind(), ErrorKind::RecordDamaged, "{what}");
+        assert!(!format!("{error} {error:?}").contains(CANARY), "{what}");
+        for (key, owner) in &logins[1..] {
+            assert_eq!(id_token(&vault, key).await, Some(id_token_of(owner)), "{what}");
+        }
+        admin.put(&alice, &good).await;
+    }
+    let vault = self::vault(&redis, &ring).await;
+    assert_eq!(id_token(&vault, &alice).await, Some(id_token_of("alice")));
+}
+
+#[tokio::test]
+async fn row_moved_to_another_user_issuer_or_client_never_opens() {
+    let redis = Redis::start();
+    let mut admin = Admin::of(&redis).await;
+    let ring = keys();
+    let vault = vault(&redis, &ring).await;
+    for moved in [
+        key("mallory"),
+        key_of("alice", "https://evil.example.com/", "kubernetes"),
+        key_of("alice", "https://issuer.example.com/", "another"),
+    ] {
+        vault
+            .log_in(&key("alice"), login_of("alice"))
+            .await
+            .expect("stored");
+        admin
+            .ask::<()>(&[b"RENAME", &name(&key("alice")), &name(&moved)])
+            .await;
+
+        let error = self::vault(&redis, &ring).await.load(&moved).await;
+
+        assert_eq!(error.expect_err("moved").kind(), ErrorKind::RecordDamaged);
+        assert!(vault.load(&key("alice")).await.expect("loaded").is_none());
+        admin.ask::<()>(&[b"FLUSHALL"]).await;
+    }
+}
+
+#[tokio::test]
+async fn old_row_put_back_never_serves_who_saw_a_newer_one() {
+    let redis = Redis::start();
+    let mut admin = Admin::of(&redis).await;
+    let vault = vault(&redis, &keys()).await;
+    vault
+        .log_in(&key("alice"), login_of("alice-before"))
+        .await
+        .expect("stored");
+    let old = admin.row(&key("alice")).await;
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+
+    admin.put(&key("alice"), &old).await;
+
+    let error = vault.load(&key("alice")).await.expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::RecordDamaged);
+}
+
+#[tokio::test]
+async fn what_is_no_row_of_ours_is_damaged_and_hides_nobody_elses_row() {
+    let redis = Redis::start();
+    let mut admin = Admin::of(&redis).await;
+    let store = open(&redis.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    let row = name(&key("bob"));
+    let garbage: [&[&[u8]]; 4] = [
+        &[b"SET", &row, b"garbage"],
+        &[b"HSET", &row, b"login", b"garbage"],
+        &[b"RPUSH", &row, b"garbage"],
+        &[b"SADD", &row, b"garbage"],
+    ];
+    for garbage in garbage {
+        for name in ["alice", "bob", "carol"] {
+            vault.log_in(&key(name), login_of(name)).await.expect("stored");
+        }
+        admin.ask::<()>(&[b"DEL", &row]).await;
+        admin.ask::<()>(garbage).await;
+
+        let loaded = store.load(&key("bob")).await.expect_err("garbage");
+        let listed = store.list(&key("bob").principal).await.expect_err("garbage");
+        let scanned = store.scan(None, 10).await.expect("a page");
+        let first = store.scan(None, 1).await.expect("a page");
+        let second = store.scan(Some(&key("alice")), 1).await.expect("a page");
+
+        assert_eq!(loaded.kind(), ErrorKind::RecordDamaged);
+        assert_eq!(listed.kind(), ErrorKind::RecordDamaged);
+        assert_eq!(keys_of(&scanned), [key("alice"), key("carol")]);
+        assert_eq!(keys_of(&first), [key("alice")]);
+        assert_eq!(keys_of(&second), [key("carol")]);
+        assert_eq!(
+            store.list(&key("alice").principal).await.expect("a list").len(),
+            1
+        );
+        assert!(store.delete(&key("bob")).await.expect("deleted"));
+        assert_eq!(store.load(&key("bob")).await.expect("loaded"), None);
+    }
+}
+
+#[tokio::test]
+async fn index_entry_without_a_row_is_nobodys_login() {
+    let redis = Redis::start();
+    let mut admin = Admin::of(&redis).await;
+    let store = open(&redis.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    for name in ["alice", "bob"] {
+        vault.log_in(&key(name), login_of(name)).await.expect("stored");
+    }
+
+    // As an eviction does.
+    admin.ask::<()>(&[b"DEL", &name(&key("alice"))]).await;
+
+    assert_eq!(store.list(&key("alice").principal).await.expect("a list"), []);
+    assert_eq!(keys_of(&store.scan(None, 1).await.expect("a page")), [key("bob")]);
+    let end = support::end()
+        .checked_add(Duration::from_secs(1))
+        .expect("an instant");
+    assert_eq!(store.purge(end, 10).await.expect("purged"), 1);
+    assert_eq!(admin.ask::<u32>(&[b"ZCARD", b"{kube-authn}:logins"]).await, 0);
+    assert_eq!(admin.ask::<u32>(&[b"ZCARD", b"{kube-authn}:ends"]).await, 0);
+}
+
+#[tokio::test]
+async fn stores_with_different_prefixes_share_nothing() {
+    let redis = Redis::start();
+    let (one, other) = (redis.url(), format!("{}?prefix=kube-authn-b", redis.url()));
+    let (one, other) = (open(&one).await, open(&other).await);
+    let mut events = other.events().await.expect("events");
+
+    TokenVault::new(one.clone(), keys())
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+
+    assert_eq!(other.load(&key("alice")).await.expect("loaded"), None);
+    assert_eq!(other.scan(None, 10).await.expect("a page"), []);
+    let heard = tokio::time::timeout(Duration::from_millis(200), events.next()).await;
+    assert!(heard.is_err(), "{heard:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restart_of_redis_is_unavailable_and_then_over() {
+    let mut redis = Redis::start();
+    let store = open(&redis.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+    let before = vault.load(&key("alice")).await.expect("loaded").expect("a login");
+    let mut events = store.events().await.expect("events");
+
+    redis.end(Signal::Kill);
+    let down = [
+        store.load(&key("alice")).await.map(drop),
+        vault.log_in(&key("bob"), login_of("bob")).await.map(drop),
+        store.delete(&key("alice")).await.map(drop),
+        store.events().await.map(drop),
+    ];
+    redis.start_again();
+    let (took, back) = until_it_works(async || vault.load(&key("alice")).await).await;
+
+    for error in down {
+        is_told_to_try_again(&error.expect_err("it was down"));
+    }
+    assert_eq!(back.map(|login| login.revision), Some(before.revision));
+    assert!(took < RETURN, "the first success took {took:?}");
+    assert!(!before.handle.is_ended());
+    hears(&mut events, &LoginEvent::Gap).await;
+    hears_of_a_logout(&store, &mut events).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failover_of_sentinels_needs_no_restart_of_ours() {
+    let mut sentinels = Sentinels::start();
+    let store = open(&sentinels.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+    let before = vault.load(&key("alice")).await.expect("loaded").expect("a login");
+    let mut events = store.events().await.expect("events");
+    sentinels.primary().run(&["WAIT", "1", "5000"]);
+
+    // A crash, seen by two of three sentinels: the third is gone too.
+    sentinels.sentinel(0).end(Signal::Kill);
+    sentinels.primary().end(Signal::Kill);
+    is_told_to_try_again(&store.load(&key("alice")).await.expect_err("it was down"));
+    sentinels.wait_for_failover();
+    let (took, _) = until_it_works(async || vault.log_in(&key("bob"), login_of("bob")).await).await;
+
+    assert!(took < RETURN, "the first success took {took:?}");
+    let back = vault.load(&key("alice")).await.expect("loaded");
+    assert_eq!(back.map(|login| login.revision), Some(before.revision));
+    assert!(!before.handle.is_ended());
+    hears(&mut events, &LoginEvent::Gap).await;
+    hears_of_a_logout(&store, &mut events).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn demoted_primary_that_lives_on_gets_no_more_writes_of_ours() {
+    let mut sentinels = Sentinels::start();
+    let store = open(&sentinels.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+
+    sentinels.swap();
+    let (took, _) = until_it_works(async || vault.log_in(&key("alice"), login_of("alice")).await).await;
+
+    assert!(took < RETURN, "the first success took {took:?}");
+    assert_eq!(sentinels.primary().run(&["EXISTS", "{kube-authn}:logins"]), "1");
+    assert_eq!(id_token(&vault, &key("alice")).await, Some(id_token_of("alice")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failover_of_a_cluster_needs_no_restart_of_ours() {
+    let mut cluster = Cluster::start();
+    let store = open(&cluster.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+    let mut events = store.events().await.expect("events");
+    cluster.primary().run(&["WAIT", "1", "5000"]);
+
+    cluster.primary().end(Signal::Kill);
+    is_told_to_try_again(&store.load(&key("alice")).await.expect_err("it was down"));
+    cluster.wait_for_failover();
+    let (took, back) = until_it_works(async || vault.load(&key("alice")).await).await;
+
+    assert!(back.is_some());
+    assert!(took < RETURN, "the first success took {took:?}");
+    hears(&mut events, &LoginEvent::Gap).await;
+    hears_of_a_logout(&store, &mut events).await;
+}
+
+#[tokio::test]
+async fn handed_over_slot_is_followed_without_an_error() {
+    let mut cluster = Cluster::start();
+    let store = open(&cluster.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+
+    cluster.hand_over();
+
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+    assert_eq!(id_token(&vault, &key("alice")).await, Some(id_token_of("alice")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_that_stalls_costs_a_time_limit_and_no_more() {
+    let redis = Redis::start();
+    let store = open(&redis.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+
+    redis.run(&["CLIENT", "PAUSE", "3000", "ALL"]);
+    let error = store.load(&key("alice")).await.expect_err("it stalls");
+
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    is_told_to_try_again(&error);
+    let (_, back) = until_it_works(async || store.load(&key("alice")).await).await;
+    assert!(back.is_some());
+}
+
+#[tokio::test]
+async fn full_redis_refuses_a_save_and_leaves_the_row_as_it_was() {
+    let redis = Redis::start();
+    let store = open(&redis.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+    let row = store.load(&key("alice")).await.expect("loaded").expect("a row");
+    let mut next = row.clone();
+    next.revision.number += 1;
+
+    redis.run(&["CONFIG", "SET", "maxmemory", "1"]);
+    let saved = store.save(&key("alice"), &next, Expected::At(row.revision)).await;
+    let new = store.save(&key("bob"), &row, Expected::Absent).await;
+
+    for error in [saved, new] {
+        let error = error.expect_err("it is full");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("raise maxmemory"), "{error}");
+    }
+    assert_eq!(
+        store.load(&key("alice")).await.expect("loaded"),
+        Some(row.clone())
+    );
+    redis.run(&["CONFIG", "SET", "maxmemory", "0"]);
+    store
+        .save(&key("alice"), &next, Expected::At(row.revision))
+        .await
+        .expect("saved");
+    assert_eq!(
+        keys_of(&store.scan(None, 10).await.expect("a page")),
+        [key("alice")]
+    );
+}
+
+#[tokio::test]
+async fn wrong_password_is_refused_and_shown_nowhere() {
+    let redis = Redis::start();
+    let (log, _guard) = logged();
+    let url = |user: &str| format!("redis://{user}:canary-typo@{}/", redis.address());
+
+    for user in [Redis::USER, "nobody"] {
+        let error = RedisTokenStore::open(&url(user)).await.expect_err("refused");
+
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+        assert!(
+            error
+                .to_string()
+                .contains("does not accept the user or the password"),
+            "{error}"
+        );
+        assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+    }
+    let store = open(&redis.url()).await;
+    assert!(!format!("{store:?}").contains("canary"), "{store:?}");
+    assert!(!log.text().contains("canary"), "{}", log.text());
+}
+
+#[tokio::test]
+async fn user_with_the_documented_rights_suffices_and_with_less_the_start_is_refused() {
+    let redis = Redis::start();
+    let rights = format!("on >word ~{{kube-authn}}:* &{{kube-authn}}:* {COMMANDS}");
+    let with_less = |name: &str, less: &str| {
+        let rights: Vec<&str> = rights.split(' ').chain(less.split(' ')).collect();
+        redis.run(&[&["ACL", "SETUSER", name][..], &rights].concat());
+        format!("redis://{name}:word@{}", redis.address())
+    };
+
+    let store = open(&with_less("enough", "+ping")).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    let mut events = store.events().await.expect("events");
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+    assert_eq!(
+        store.list(&key("alice").principal).await.expect("a list").len(),
+        1
+    );
+    assert_eq!(store.purge(support::end(), 10).await.expect("purged"), 0);
+    assert_eq!(store.scan(None, 10).await.expect("a page").len(), 1);
+    hears_of_a_logout(&store, &mut events).await;
+
+    for less in ["-publish", "-evalsha", "resetchannels", "resetkeys"] {
+        let error = RedisTokenStore::open(&with_less("less", less))
+            .await
+            .expect_err(less);
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{less}");
+        assert!(error.to_string().contains("ACL"), "{less}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn start_warns_of_a_redis_that_forgets_also_where_its_settings_are_hidden() {
+    let (log, _guard) = logged();
+    let redis = Redis::start_with(&[("appendonly", "no"), ("maxmemory-policy", "allkeys-lru")]);
+
+    open(&redis.url()).await;
+    let open_to_us = log.take();
+    redis.run(&["ACL", "SETUSER", Redis::USER, "-config|get"]);
+    open(&redis.url()).await;
+    let hidden = log.take();
+    redis.run(&["ACL", "SETUSER", Redis::USER, "-info"]);
+    open(&redis.url()).await;
+    let dark = log.take();
+    let durable = Redis::start_with(&[("appendfsync", "always")]);
+    open(&durable.url()).await;
+
+    for text in [open_to_us, hidden] {
+        assert!(text.contains("set appendonly yes"), "{text}");
+        assert!(
+            text.contains("allkeys-lru") && text.contains("set maxmemory-policy noeviction"),
+            "{text}"
+        );
+    }
+    assert!(dark.contains("can't see whether Redis keeps logins"), "{dark}");
+    assert_eq!(log.take(), "");
+}
+
+#[tokio::test]
+async fn store_of_a_newer_program_is_refused() {
+    let redis = Redis::start();
+    open(&redis.url()).await;
+    assert_eq!(redis.run(&["GET", "{kube-authn}:layout"]), "1");
+
+    redis.run(&["SET", "{kube-authn}:layout", "2"]);
+    let error = RedisTokenStore::open(&redis.url()).await.expect_err("refused");
+
+    assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+    assert!(error.to_string().contains("upgrade"), "{error}");
+}
+
+#[tokio::test]
+async fn server_is_trusted_by_its_certificate_alone() {
+    let (ca, certificate, private_key) = certificate();
+    let (stranger, ..) = self::certificate();
+    let (_redis, port) = Redis::start_with_tls(&certificate, &private_key);
+    let url = format!("rediss://{}:{}@127.0.0.1:{port}/", Redis::USER, Redis::PASSWORD);
+    let options = |ca: String| {
+        RedisOptions::parse(&url)
+            .expect("a URL")
+            .with_ca(CaBundle::Pem(Arc::from(ca.into_bytes())))
+            .with_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+    };
+
+    let store = RedisTokenStore::open_with(options(ca)).await.expect("a store");
+    let error = RedisTokenStore::open_with(options(stranger))
+        .await
+        .expect_err("a stranger");
+
+    let mut events = store.events().await.expect("events");
+    hears_of_a_logout(&store, &mut events).await;
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("kubeAuthn.store.caFile"), "{error}");
+}
+
+#[tokio::test]
+async fn closed_store_is_unavailable_and_ends_its_subscriptions() {
+    let redis = Redis::start();
+    let store = open(&redis.url()).await;
+    let mut events = store.events().await.expect("events");
+    drop(store);
+
+    let end = tokio::time::timeout(PATIENCE, events.next()).await;
+
+    assert_eq!(end.expect("the end"), None);
+}
+
+/// Somebody who may do everything, and sees the bytes.
+struct Admin(MultiplexedConnection);
+
+/// Fields and values.
+type Row = Vec<(String, Vec<u8>)>;
+
+impl Admin {
+    async fn of(redis: &Redis) -> Self {
+        let client = ::redis::Client::open(format!("redis://{}/", redis.address())).expect("a client");
+        Self(
+            client
+                .get_multiplexed_async_connection()
+                .await
+                .expect("connected"),
+        )
+    }
+
+    async fn ask<T: FromRedisValue>(&mut self, words: &[&[u8]]) -> T {
+        let mut command = Cmd::new();
+        command.arg(words);
+        command.query_async(&mut self.0).await.expect("an answer")
+    }
+
+    async fn row(&mut self, key: &TokenKey) -> Row {
+        self.ask(&[b"HGETALL", &name(key)]).await
+    }
+
+    async fn put(&mut self, key: &TokenKey, fields: &[(String, Vec<u8>)]) {
+        let name = name(key);
+        let mut words: Vec<&[u8]> = vec![b"HSET", &name];
+        for (field, value) in fields {
+            words.extend([field.as_bytes(), value]);
+        }
+        self.ask::<()>(&words).await;
+    }
+}
+
+/// The name of a row, as the store's documentation gives it.
+fn name(key: &TokenKey) -> Vec<u8> {
+    format!(
+        "{{kube-authn}}:login:{}\0{}\0{}\0",
+        key.principal, key.issuer, key.client_id
+    )
+    .into_bytes()
+}
+
+async fn open(url: &str) -> RedisTokenStore {
+    RedisTokenStore::open(url).await.expect("a store")
+}
+
+async fn vault(redis: &Redis, ring: &KeyRing) -> TokenVault {
+    TokenVault::new(open(&redis.url()).await, ring.clone())
+}
+
+async fn id_token(vault: &TokenVault, key: &TokenKey) -> Option<Secret> {
+    let login = vault.load(key).await.expect("loaded");
+    login.and_then(|login| Some(login.tokens.id_token?.secret))
+}
+
+fn keys_of<T>(rows: &[(TokenKey, T)]) -> Vec<TokenKey> {
+    rows.iter().map(|(key, _)| key.clone()).collect()
+}
+
+#[track_caller]
+fn is_told_to_try_again(error: &Error) {
+    assert!(
+        matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout),
+        "{error:?}"
+    );
+    assert!(error.is_retryable() && error.retry_after().is_some(), "{error:?}");
+    assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+}
+
+/// Tries again and again, and says how long it took.
+async fn until_it_works<T>(call: impl AsyncFn() -> Result<T>) -> (Duration, T) {
+    let begin = Instant::now();
+    loop {
+        match call().await {
+            Ok(value) => return (begin.elapsed(), value),
+            Err(error) => is_told_to_try_again(&error),
+        }
+        assert!(begin.elapsed() < PATIENCE, "it works no more");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn hears(events: &mut LoginEvents, expected: &LoginEvent) {
+    let heard = async {
+        loop {
+            let event = events.next().await.expect("the subscription goes on");
+            if event == *expected {
+                return;
+            }
+        }
+    };
+    let heard = tokio::time::timeout(PATIENCE, heard).await;
+    heard.unwrap_or_else(|_| panic!("never heard {expected:?}"));
+}
+
+async fn hears_of_a_logout(store: &RedisTokenStore, events: &mut LoginEvents) {
+    let carol = key("carol");
+    let vault = TokenVault::new(store.clone(), keys());
+    let revision = vault.log_in(&carol, login_of("carol")).await.expect("stored");
+    vault.log_out(&carol).await.expect("deleted");
+    let ended = LoginEvent::Ended {
+        key: carol,
+        login: revision.login,
+    };
+    hears(events, &ended).await;
+}
+
+/// The CA, and a certificate of it for loopback with its key, as PEM.
+fn certificate() -> (String, String, String) {
+    let ca_key = rcgen::KeyPair::generate().expect("a key");
+    let mut ca = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = ca.self_signed(&ca_key).expect("a CA").pem();
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
+        .and_then(|certificate| certificate.signed_by(&key, &issuer))
+        .expect("a certificate");
+    (pem, certificate.pem(), key.serialize_pem())
+}
+
+/// What this thread logs from warnings on.
+fn logged() -> (Log, tracing::subscriber::DefaultGuard) {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    (log, tracing::subscriber::set_default(subscriber))
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().expect("a log").clone()).expect("text")
+    }
+
+    fn take(&self) -> String {
+        let text = self.text();
+        self.0.lock().expect("a log").clear();
+        text
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("a log").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is promised: the first success so soon after the return.
+const RETURN: Duration = Duration::from_secs(2);
+/// Generous: a machine that runs tests is busy.
+const PATIENCE: Duration = Duration::from_secs(20);
