@@ -10,13 +10,14 @@ mod url;
 
 use std::sync::{Arc, LazyLock};
 
-use ::redis::{Cmd, Script};
+use ::redis::{Cmd, FromRedisValue, Script};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use kube_authn_core::{
     EntityRef, Error, ErrorKind, Expected, LoginEvents, LoginMetadata, Result, Revision, TokenKey,
     TokenRecord, TokenStore,
 };
+use tokio::sync::OnceCell;
 
 pub use self::url::RedisOptions;
 use self::{
@@ -66,14 +67,50 @@ pub struct RedisTokenStore(Arc<Inner>);
 struct Inner {
     link: Link,
     keys: Keys,
+    checked: OnceCell<()>,
+}
+
+impl Inner {
+    async fn call<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T> {
+        let answer = async {
+            self.checked().await?;
+            self.link.asked(request).await
+        };
+        answer.await.map_err(|failure| failure.at(self.link.place()))
+    }
+
+    /// Checks once what is there, if that could not be done before.
+    async fn checked(&self) -> Result<(), Failure> {
+        if !self.checked.initialized() {
+            // While Redis is down, callers wait for one attempt together, and not for each other.
+            self.link.connection().await?;
+        }
+        self.checked.get_or_try_init(|| self.check()).await.copied()
+    }
+
+    /// Notes the layout, or refuses a newer one: its rows may mean something else. Also sees whether the user may write,
+    /// and may tell, which a script would otherwise find out half way.
+    async fn check(&self) -> Result<(), Failure> {
+        let mut check = OPEN.prepare_invoke();
+        check.key(&self.keys.layout).arg(&self.keys.events).arg(LAYOUT);
+        let version: String = self.link.asked(Request::WriteScript(&check)).await?;
+        match version.parse::<u32>() {
+            Ok(version) if version <= LAYOUT => {}
+            _ => return Err(Failure::Layout),
+        }
+        advice::warn(&self.link).await;
+        Ok(())
+    }
 }
 
 impl RedisTokenStore {
     /// Opens the store of a URL; [`RedisOptions`] says which there are.
     ///
+    /// A Redis that does not answer is no error here: a warning says so, and every call is `Unavailable` until it does.
+    ///
     /// # Errors
     /// `ConfigInvalid` if the URL is none, if Redis refuses user and password or does not let the user do what the store
-    /// needs, or if what is there has a newer layout. `Unavailable` or `Timeout` if no primary answers.
+    /// needs, or if what is there has a newer layout.
     pub async fn open(url: &str) -> Result<Self> {
         Self::open_with(RedisOptions::parse(url)?).await
     }
@@ -94,12 +131,21 @@ impl RedisTokenStore {
         let store = Self(Arc::new(Inner {
             link: Link::new(Place::new(options)?),
             keys,
+            checked: OnceCell::new(),
         }));
-        store
-            .check()
-            .await
-            .map_err(|failure| failure.opening(store.0.link.place()))?;
-        advice::warn(&store.0.link).await;
+        match store.0.checked().await {
+            Ok(()) => {}
+            Err(failure) if failure.is_configuration() => {
+                return Err(failure.opening(store.0.link.place()));
+            }
+            Err(failure) => {
+                let error = failure.at(store.0.link.place());
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "starting without the token store"
+                );
+            }
+        }
         Ok(store)
     }
 
@@ -108,22 +154,9 @@ impl RedisTokenStore {
         self.0.link.close();
     }
 
-    /// Notes the layout, or refuses a newer one: its rows may mean something else. Also sees whether the user may write,
-    /// and may tell, which a script would otherwise find out half way.
-    async fn check(&self) -> Result<(), Failure> {
-        let Inner { link, keys } = &*self.0;
-        let mut check = OPEN.prepare_invoke();
-        check.key(&keys.layout).arg(&keys.events).arg(LAYOUT);
-        let version: String = link.asked(Request::WriteScript(&check)).await?;
-        match version.parse::<u32>() {
-            Ok(version) if version <= LAYOUT => Ok(()),
-            _ => Err(Failure::Layout),
-        }
-    }
-
     /// Rows of a range of the index, as they are.
     async fn rows(&self, range: [&[u8]; 2], limit: i64, fields: usize) -> Result<Vec<(Vec<u8>, Values)>> {
-        let Inner { link, keys } = &*self.0;
+        let keys = &self.0.keys;
         let mut read = READ.prepare_invoke();
         read.key(&keys.members)
             .arg(&keys.rows)
@@ -131,21 +164,21 @@ impl RedisTokenStore {
             .arg(range[1])
             .arg(limit)
             .arg(&FIELDS[..fields]);
-        link.call(Request::ReadScript(&read)).await
+        self.0.call(Request::ReadScript(&read)).await
     }
 }
 
 #[async_trait]
 impl TokenStore for RedisTokenStore {
     async fn load(&self, key: &TokenKey) -> Result<Option<TokenRecord>> {
-        let Inner { link, keys } = &*self.0;
+        let keys = &self.0.keys;
         let mut read = Cmd::new();
         read.arg("HMGET").arg(keys.row(&row::member(key))).arg(&FIELDS);
-        row::record(link.call(Request::Read(&read)).await?)
+        row::record(self.0.call(Request::Read(&read)).await?)
     }
 
     async fn save(&self, key: &TokenKey, record: &TokenRecord, expected: Expected) -> Result<()> {
-        let Inner { link, keys } = &*self.0;
+        let keys = &self.0.keys;
         let member = row::member(key);
         let mut save = SAVE.prepare_invoke();
         save.key(keys.row(&member))
@@ -159,7 +192,7 @@ impl TokenStore for RedisTokenStore {
         };
         save.arg(row::purgeable_from(&record.metadata));
         row::push_fields(record, &mut save);
-        match link.call(Request::WriteScript(&save)).await? {
+        match self.0.call(Request::WriteScript(&save)).await? {
             true => Ok(()),
             false => Err(Error::new(
                 ErrorKind::Conflict,
@@ -169,7 +202,7 @@ impl TokenStore for RedisTokenStore {
     }
 
     async fn delete(&self, key: &TokenKey) -> Result<bool> {
-        let Inner { link, keys } = &*self.0;
+        let keys = &self.0.keys;
         let member = row::member(key);
         let mut delete = DELETE.prepare_invoke();
         delete
@@ -178,7 +211,7 @@ impl TokenStore for RedisTokenStore {
             .key(&keys.ends)
             .arg(&member)
             .arg(&keys.events);
-        link.call(Request::WriteScript(&delete)).await
+        self.0.call(Request::WriteScript(&delete)).await
     }
 
     async fn list(&self, principal: &EntityRef) -> Result<Vec<(TokenKey, Revision, LoginMetadata)>> {
@@ -193,7 +226,7 @@ impl TokenStore for RedisTokenStore {
     }
 
     async fn purge(&self, ended_before: Timestamp, limit: u32) -> Result<u32> {
-        let Inner { link, keys } = &*self.0;
+        let keys = &self.0.keys;
         let mut purged = 0;
         while purged < limit {
             let page = PAGE.min(limit - purged);
@@ -205,7 +238,7 @@ impl TokenStore for RedisTokenStore {
                 .arg(&keys.events)
                 .arg(ended_before.as_millisecond())
                 .arg(page);
-            let (taken, deleted): (u32, u32) = link.call(Request::WriteScript(&purge)).await?;
+            let (taken, deleted): (u32, u32) = self.0.call(Request::WriteScript(&purge)).await?;
             purged += deleted;
             if taken < page {
                 break;

@@ -491,6 +491,22 @@ async fn start_warns_of_a_redis_that_forgets_also_where_its_settings_are_hidden(
     assert_eq!(log.take(), "");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn store_that_starts_before_redis_works_once_redis_does() {
+    let mut redis = Redis::start();
+    redis.end(Signal::Kill);
+    let store = open(&redis.url()).await;
+    let down = store.load(&key("alice")).await.expect_err("it is down");
+
+    redis.start_again();
+    let (took, row) = until_it_works(async || store.load(&key("alice")).await).await;
+
+    is_told_to_try_again(&down);
+    assert_eq!(row, None);
+    assert!(took < RETURN, "the first success took {took:?}");
+    assert_eq!(redis.run(&["GET", "{kube-authn}:layout"]), "1");
+}
+
 #[tokio::test]
 async fn store_of_a_newer_program_is_refused() {
     let redis = Redis::start();
@@ -519,6 +535,9 @@ async fn server_is_trusted_by_its_certificate_alone() {
 
     let store = RedisTokenStore::open_with(options(ca)).await.expect("a store");
     let error = RedisTokenStore::open_with(options(stranger))
+        .await
+        .expect("a store that waits")
+        .load(&key("alice"))
         .await
         .expect_err("a stranger");
 

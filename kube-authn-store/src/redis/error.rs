@@ -75,7 +75,7 @@ impl Failure {
 
     /// Somebody has to mend the configuration: trying again will not help.
     pub(super) fn is_configuration(&self) -> bool {
-        matches!(self.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
+        matches!(self, Self::Layout) || matches!(self.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
     }
 
     pub(super) fn code(&self) -> Option<&str> {
@@ -116,16 +116,16 @@ impl Failure {
 
     /// A failure while the store was opened: what somebody has to mend is one of the configuration.
     pub(super) fn opening(self, place: &dyn fmt::Display) -> Error {
-        match self.is_configuration() {
-            true => Error::new(
+        match self.code() {
+            Some(code) => Error::new(
                 ErrorKind::ConfigInvalid,
                 format!(
                     "can't open the token store {place}: it {} (kubeAuthn.store.url)",
-                    self.code().map(refusal).unwrap_or_default()
+                    refusal(code)
                 ),
             )
             .with_source(self),
-            false => self.at(place),
+            None => self.at(place),
         }
     }
 }

@@ -45,6 +45,7 @@ struct Subscription {
 
 impl Subscription {
     async fn new(store: &Inner) -> Result<Self, Failure> {
+        store.checked().await?;
         let primary = store.link.primary();
         // The primary that commands go to now, found anew if need be.
         let at = store.link.connection().await?.address;

@@ -10,7 +10,6 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
-use kube_authn_core::Result;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
@@ -71,13 +70,6 @@ impl Link {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = State::Closed;
     }
 
-    pub(super) async fn call<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T> {
-        self.asked(request)
-            .await
-            .map_err(|failure| failure.at(&*self.place))
-    }
-
-    /// As [`Link::call`], with what went wrong as it is.
     pub(super) async fn asked<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T, Failure> {
         match self.once(request).await {
             Err(failure) if request.may_be_repeated_after(&failure) => self.once(request).await,
