@@ -1,13 +1,16 @@
 //! What does sealing cost a login that is loaded or saved?
 //!
 //! Row 8: the sealed SQLite store, through the vault, against the bare sqlx statement on the same file with the same
-//! settings; and sealing alone, AES-256-GCM-SIV against AES-256-GCM.
+//! settings; the same for Redis; and sealing alone, AES-256-GCM-SIV against AES-256-GCM.
 #![allow(
     missing_docs,
     clippy::expect_used,
     clippy::print_stdout,
     reason = "a bench: criterion makes the functions"
 )]
+
+#[path = "store/redis.rs"]
+mod redis;
 
 use std::{
     hint::black_box,
@@ -48,6 +51,7 @@ fn main() {
     let bench = runtime.block_on(Bench::new(&folder.path().join("logins.db")));
     bench.load(&runtime);
     bench.save(&runtime);
+    redis::run(&runtime);
     seal();
     let mut criterion = kube_authn_benches::criterion();
     criterion_benches(&mut criterion);

@@ -1,7 +1,7 @@
 //! The block `kubeAuthn`: callers, store, encryption, catalog, strategies.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use kube_authn_core::{KeyId, Problem, Secret};
+use kube_authn_core::{CaBundle, KeyId, Problem, Secret};
 
 use crate::{AppConfig, CallerConfig, ConfigValue, StrategySettings, callers, findings::Findings};
 
@@ -41,6 +41,13 @@ pub enum StoreConfig {
         /// `postgres://<user>:<password>@<host>:<port>/<database>`; the store itself says what else it takes.
         url: Secret,
     },
+    /// In Redis or Valkey.
+    Redis {
+        /// `redis://<user>:<password>@<host>:<port>/`; the store itself says what else it takes.
+        url: Secret,
+        /// Trust for `rediss`.
+        ca: CaBundle,
+    },
 }
 
 /// A key that stored logins are sealed with.
@@ -76,9 +83,13 @@ fn store(block: &ConfigValue<'_>, findings: &mut Findings) -> Option<StoreConfig
     findings
         .keep(block.optional_object().map(|block| block.is_some()))?
         .then_some(())?;
-    findings.extend(block.unknown_keys(&["type", "url"]));
-    let (place, url) = (block.child("type"), block.child("url"));
-    match findings.keep(place.string())? {
+    findings.extend(block.unknown_keys(&["type", "url", "caFile"]));
+    let (place, url, ca_file) = (block.child("type"), block.child("url"), block.child("caFile"));
+    let kind = findings.keep(place.string())?;
+    if kind != "redis" && !ca_file.is_absent() {
+        findings.push(ca_file.problem("only a store of type redis has a caFile"));
+    }
+    match kind {
         "memory" => {
             if !url.is_absent() {
                 findings.push(url.problem("a store of type memory has no url"));
@@ -99,8 +110,12 @@ fn store(block: &ConfigValue<'_>, findings: &mut Findings) -> Option<StoreConfig
             })
         }
         "redis" => {
-            findings.push(place.problem("this store is not in this build: use sqlite or memory"));
-            None
+            let text = findings.keep(url.string());
+            let ca = findings.keep(ca_file.ca_file()).flatten();
+            Some(StoreConfig::Redis {
+                url: Secret::new(text?),
+                ca: ca.unwrap_or(CaBundle::System),
+            })
         }
         _ => {
             findings.push(place.problem("expected one of memory, sqlite, postgres, redis"));

@@ -166,6 +166,29 @@ async fn store_that_cannot_be_opened_is_named_with_its_key() {
 }
 
 #[tokio::test]
+async fn malformed_url_of_a_redis_store_is_a_problem_that_repeats_nothing_of_it() {
+    for url in [
+        "redis://portal:canary@db:port",
+        "redis+canary://db",
+        "redis+sentinel://portal:canary@db",
+    ] {
+        let store = MEMORY.replace("{ type: memory }", &format!("{{ type: redis, url: '{url}' }}"));
+
+        let effective = kube_authn::effective_config(&config(&[USERS, &store])).await;
+
+        let [problem] = &effective.problems[..] else {
+            panic!("{:?}", effective.problems)
+        };
+        assert_eq!(problem.key, "kubeAuthn.store.url");
+        assert!(
+            problem.message.contains("not the URL of a Redis store"),
+            "{problem:?}"
+        );
+        assert!(!format!("{effective:?}").contains("canary"), "{problem:?}");
+    }
+}
+
+#[tokio::test]
 async fn all_problems_of_a_configuration_come_in_one_refusal() {
     let broken = "
 kubernetes:

@@ -7,7 +7,7 @@ use http::Request;
 use kube_authn_core::{Secret, secrecy::ExposeSecret};
 use kube_authn_e2e::{Caller, Serve, Served, TestCluster};
 use kube_authn_store::KeyRing;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
@@ -81,6 +81,16 @@ impl Stage {
     /// The program ends with the cluster, whatever happens to us.
     pub(crate) async fn new() -> Self {
         let prepared = Prepared::new().await;
+        let supervisor = Some(prepared.cluster);
+        Self::start(prepared, supervisor).await
+    }
+
+    /// With logins kept elsewhere: the value of `kubeAuthn.store`.
+    pub(crate) async fn with_store(store: Value) -> Self {
+        let prepared = Prepared::new().await;
+        let mut config: Value = serde_json::from_slice(&fs::read(prepared.config()).unwrap()).unwrap();
+        config["kubeAuthn"]["store"] = store;
+        fs::write(prepared.config(), config.to_string()).unwrap();
         let supervisor = Some(prepared.cluster);
         Self::start(prepared, supervisor).await
     }

@@ -137,6 +137,33 @@ fn store_and_keys_are_read() {
     };
     assert_eq!(url.expose(), b"postgres://portal:canary@db/portal");
     assert!(!format!("{config:?}").contains("canary"));
+    let (config, findings) = read("kubeAuthn: { store: { type: redis, url: 'rediss://portal:canary@db/' } }");
+    assert_eq!(findings.problems, []);
+    let Some(StoreConfig::Redis { url, ca }) = &config.store else {
+        panic!("a store")
+    };
+    assert_eq!(
+        (url.expose(), ca),
+        (&b"rediss://portal:canary@db/"[..], &CaBundle::System)
+    );
+    assert!(!format!("{config:?}").contains("canary"));
+    for (store, key) in [
+        ("type: redis", "kubeAuthn.store.url"),
+        ("type: redis, url: 7", "kubeAuthn.store.url"),
+        (
+            "type: redis, url: 'redis://h', caFile: nowhere.pem",
+            "kubeAuthn.store.caFile",
+        ),
+        ("type: memory, caFile: ca.pem", "kubeAuthn.store.caFile"),
+    ] {
+        let (_, findings) = read(&format!("kubeAuthn: {{ store: {{ {store} }} }}"));
+        let keys: Vec<_> = findings
+            .problems
+            .iter()
+            .map(|problem| problem.key.as_str())
+            .collect();
+        assert_eq!(keys, [key], "{store}");
+    }
     assert_eq!(
         read("kubeAuthn: { store: { type: memory } }").0.store,
         Some(StoreConfig::Memory)

@@ -1,7 +1,7 @@
 //! `kubeAuthn.store`: where logins are kept.
 
 use kube_authn_clusters::{AppConfig, StoreConfig};
-use kube_authn_core::{Error, ErrorKind, Problem, Result, Secret, TokenVault};
+use kube_authn_core::{CaBundle, Error, ErrorKind, Problem, Result, Secret, TokenVault};
 use kube_authn_store::{KeyRing, MemoryTokenStore, SqliteTokenStore};
 
 /// What is wrong with the setting, as far as it can be told without asking the store.
@@ -11,6 +11,10 @@ pub(super) fn problem(config: &AppConfig, store: Option<&StoreConfig>) -> Option
         StoreConfig::Memory | StoreConfig::Sqlite { .. } => None,
         StoreConfig::Postgres { url } => {
             let error = validate_postgres(url).err()?;
+            Some(block.child("url").problem(error.to_string()))
+        }
+        StoreConfig::Redis { url, .. } => {
+            let error = validate_redis(url).err()?;
             Some(block.child("url").problem(error.to_string()))
         }
         _ => Some(block.child("type").problem(NOT_IN_THIS_BUILD)),
@@ -27,6 +31,7 @@ pub(super) async fn vault(store: Option<&StoreConfig>, sealer: KeyRing) -> Resul
             sealer,
         )),
         Some(StoreConfig::Postgres { url }) => postgres(url, sealer).await,
+        Some(StoreConfig::Redis { url, ca }) => redis(url, ca, sealer).await,
         Some(_) => Err(not_in_this_build()),
     }
 }
@@ -42,7 +47,21 @@ fn validate_postgres(url: &Secret) -> Result<()> {
     kube_authn_store::PostgresTokenStore::validate(text(url)?)
 }
 
-#[cfg(feature = "postgres")]
+#[cfg(feature = "redis")]
+async fn redis(url: &Secret, ca: &CaBundle, sealer: KeyRing) -> Result<TokenVault> {
+    let options = kube_authn_store::RedisOptions::parse(text(url)?)?
+        .with_ca(ca.clone())
+        .with_crypto_provider(super::crypto_provider());
+    let store = kube_authn_store::RedisTokenStore::open_with(options).await?;
+    Ok(TokenVault::new(store, sealer))
+}
+
+#[cfg(feature = "redis")]
+fn validate_redis(url: &Secret) -> Result<()> {
+    kube_authn_store::RedisOptions::parse(text(url)?).map(drop)
+}
+
+#[cfg(any(feature = "postgres", feature = "redis"))]
 fn text(url: &Secret) -> Result<&str> {
     url.expose_str()
         .ok_or_else(|| Error::new(ErrorKind::ConfigInvalid, "the URL of the token store is no text"))
@@ -55,6 +74,16 @@ async fn postgres(_url: &Secret, _sealer: KeyRing) -> Result<TokenVault> {
 
 #[cfg(not(feature = "postgres"))]
 fn validate_postgres(_url: &Secret) -> Result<()> {
+    Err(not_in_this_build())
+}
+
+#[cfg(not(feature = "redis"))]
+async fn redis(_url: &Secret, _ca: &CaBundle, _sealer: KeyRing) -> Result<TokenVault> {
+    Err(not_in_this_build())
+}
+
+#[cfg(not(feature = "redis"))]
+fn validate_redis(_url: &Secret) -> Result<()> {
     Err(not_in_this_build())
 }
 
