@@ -35,7 +35,7 @@ async fn failover_of_redis_stops_new_logins_alone_and_nobody_restarts_us() {
     let mut sentinels = Sentinels::start();
     let stage = Stage::with_store(json!({ "type": "redis", "url": sentinels.url() })).await;
     let bob = warm(&stage).await;
-    sentinels.primary().run(&["WAIT", "1", "5000"]);
+    sentinels.primary().wait_for_replica();
 
     sentinels.primary().end(Signal::Kill);
     let (status, _) = get(&stage, &stage.alice, &pods()).await;

@@ -270,7 +270,7 @@ async fn failover_of_sentinels_needs_no_restart_of_ours() {
         .expect("stored");
     let before = vault.load(&key("alice")).await.expect("loaded").expect("a login");
     let mut events = store.events().await.expect("events");
-    sentinels.primary().run(&["WAIT", "1", "5000"]);
+    sentinels.primary().wait_for_replica();
 
     // A crash, seen by two of three sentinels: the third is gone too.
     sentinels.sentinel(0).end(Signal::Kill);
@@ -297,6 +297,7 @@ async fn demoted_primary_that_lives_on_gets_no_more_writes_of_ours() {
         .await
         .expect("stored");
 
+    sentinels.primary().wait_for_replica();
     sentinels.swap();
     let (took, _) = until_it_works(async || vault.log_in(&key("alice"), login_of("alice")).await).await;
 
@@ -315,7 +316,7 @@ async fn failover_of_a_cluster_needs_no_restart_of_ours() {
         .await
         .expect("stored");
     let mut events = store.events().await.expect("events");
-    cluster.primary().run(&["WAIT", "1", "5000"]);
+    cluster.primary().wait_for_replica();
 
     cluster.primary().end(Signal::Kill);
     is_told_to_try_again(&store.load(&key("alice")).await.expect_err("it was down"));

@@ -123,6 +123,19 @@ impl Redis {
             .to_owned()
     }
 
+    /// Waits until its replica has all that was written.
+    pub fn wait_for_replica(&self) {
+        self.wait("its replica", |redis| {
+            let info = redis.run(&["INFO", "replication"]);
+            let value = |name: &str, end: char| {
+                let (_, rest) = info.split_once(name)?;
+                rest.split(end).next().map(str::trim)
+            };
+            let written = value("master_repl_offset:", '\n');
+            written.is_some() && value(",offset=", ',') == written
+        });
+    }
+
     /// Ends the server.
     pub fn end(&mut self, signal: Signal) {
         self.keeper.end(signal);
@@ -131,7 +144,7 @@ impl Redis {
     /// Starts it again, with the same data on the same port, and waits until it answers.
     pub fn start_again(&mut self) {
         self.keeper.start();
-        self.wait("an answer", |redis| redis.answers());
+        self.wait("an answer", |redis| redis.said("PING") == "+PONG\r\n");
     }
 
     /// Starts it again, and returns at once.
@@ -139,16 +152,19 @@ impl Redis {
         self.keeper.start();
     }
 
-    fn answers(&self) -> bool {
-        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else {
-            return false;
-        };
-        let mut answer = [0; 5];
-        let asked = stream
-            .set_read_timeout(Some(Duration::from_secs(1)))
-            .and_then(|()| stream.write_all(b"PING\r\n"))
-            .and_then(|()| stream.read_exact(&mut answer));
-        asked.is_ok() && &answer == b"+PONG"
+    /// The begin of an answer as it comes, or nothing: a server that is starting or being promoted cuts connections.
+    fn said(&self, command: &str) -> String {
+        let mut answer = [0; 4_096];
+        let asked = TcpStream::connect(("127.0.0.1", self.port)).and_then(|mut stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+            stream.write_all(format!("{command}\r\n").as_bytes())?;
+            stream.read(&mut answer)
+        });
+        String::from_utf8_lossy(&answer[..asked.unwrap_or(0)]).into_owned()
+    }
+
+    fn is_primary(&self) -> bool {
+        self.said("ROLE").contains("master")
     }
 
     fn wait(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
@@ -247,9 +263,7 @@ impl Sentinels {
     pub fn wait_for_failover(&mut self) {
         self.primary = 1 - self.primary;
         let primary = &self.servers[self.primary];
-        primary.wait("its promotion", |redis| {
-            redis.run(&["ROLE"]).starts_with("master")
-        });
+        primary.wait("its promotion", Redis::is_primary);
     }
 
     /// Lets the sentinels swap primary and replica while both are there, and waits until it is done.
@@ -356,8 +370,7 @@ impl Cluster {
         self.primary = 3;
         let replica = &self.nodes[3];
         replica.wait("its promotion", |redis| {
-            redis.run(&["ROLE"]).starts_with("master")
-                && redis.run(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
+            redis.is_primary() && redis.said("CLUSTER INFO").contains("cluster_state:ok")
         });
     }
 
