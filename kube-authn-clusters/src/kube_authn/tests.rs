@@ -175,7 +175,7 @@ fn mistakes_are_all_told_with_their_keys() {
     let told = told(
         "kubeAuthn: { stor: 1, callers: [{ type: saml }, { type: oidc, audiense: x }, { type: backstage }, \
          { type: header, trustedPeers: [nobody], user: 'a b' }, { type: header, user: x }], \
-         store: { type: redis, url: 'redis://user:canary@h' }, encryption: { keys: [{ id: 'a b', key: canary }] } }",
+         store: { type: mysql, url: 'mysql://user:canary@h' }, encryption: { keys: [{ id: 'a b', key: canary }] } }",
     );
 
     let keys: Vec<_> = told
