@@ -5,7 +5,8 @@
 mod support;
 
 use kube_authn_core::{TokenStore, TokenVault};
-use kube_authn_store::{MemoryTokenStore, SqliteTokenStore};
+use kube_authn_store::{MemoryTokenStore, RedisTokenStore, SqliteTokenStore};
+use kube_authn_test_servers::Redis;
 use support::{id_token_of, key_of, keys, login_of};
 
 const USERS: usize = 1_000;
@@ -21,6 +22,12 @@ async fn concurrent_users_of_the_sqlite_store_never_get_each_others_tokens() {
     let folder = tempfile::tempdir().expect("a folder");
     let url = format!("sqlite://{}/logins.db", folder.path().display());
     never_cross(SqliteTokenStore::open(&url).await.expect("a store"), 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_users_of_the_redis_store_never_get_each_others_tokens() {
+    let redis = Redis::start();
+    never_cross(RedisTokenStore::open(&redis.url()).await.expect("a store"), 40).await;
 }
 
 /// Loads, logins and logouts of users with near-equal names, all at once and in no order.

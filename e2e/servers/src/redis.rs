@@ -1,5 +1,8 @@
 //! Redis on loopback: one server, a primary with its replica and sentinels, a cluster.
 
+mod cluster;
+mod sentinels;
+
 use std::{
     io::{Read, Write},
     net::TcpStream,
@@ -12,6 +15,8 @@ use crate::{
     packages::{packages, program},
     postgres::Settings,
 };
+
+pub use self::{cluster::Cluster, sentinels::Sentinels};
 
 /// A server on a loopback port. [`Redis::USER`] may do what a store needs, as docs/deployment.md says it, with keys of any
 /// prefix that begins with `kube-authn`; whoever gives no password may do everything.
@@ -181,215 +186,6 @@ impl Redis {
     }
 }
 
-/// A primary, its replica, and three sentinels that watch them.
-#[derive(Debug)]
-pub struct Sentinels {
-    servers: [Redis; 2],
-    sentinels: [Redis; 3],
-    primary: usize,
-}
-
-impl Sentinels {
-    /// The name of the service.
-    pub const SERVICE: &'static str = "portal-logins";
-
-    /// Starts all of them. A primary that is gone for 300 ms is replaced.
-    ///
-    /// # Panics
-    /// When they don't start or don't find each other, with a log; so do all methods.
-    pub fn start() -> Self {
-        let primary = Redis::start_with(REPLICATION);
-        let of_primary = format!("127.0.0.1 {}", primary.port);
-        let replica = [REPLICATION, &[("replicaof", &of_primary)]].concat();
-        let replica = Redis::start_with(&replica);
-        replica.wait("its primary", |replica| {
-            replica
-                .run(&["INFO", "replication"])
-                .contains("master_link_status:up")
-        });
-        let sentinels = [(); 3].map(|()| {
-            let watch = |setting: &str| format!("sentinel {setting}\n");
-            let (name, port) = (Self::SERVICE, primary.port);
-            let settings = [
-                line("bind", "127.0.0.1"),
-                watch(&format!("monitor {name} 127.0.0.1 {port} 2")),
-                watch(&format!("down-after-milliseconds {name} 300")),
-                watch(&format!("failover-timeout {name} 2000")),
-            ];
-            Redis::of(free_port(), &settings.concat(), &[], &["--sentinel"])
-        });
-        for sentinel in &sentinels {
-            sentinel.wait("the others", |sentinel| {
-                let known = sentinel.run(&["SENTINEL", "MASTER", Self::SERVICE]);
-                let known: Vec<&str> = known.lines().collect();
-                let count = |name: &str| {
-                    known
-                        .iter()
-                        .position(|line| *line == name)
-                        .map(|at| known[at + 1])
-                };
-                count("num-slaves") == Some("1") && count("num-other-sentinels") == Some("2")
-            });
-        }
-        Self {
-            servers: [primary, replica],
-            sentinels,
-            primary: 0,
-        }
-    }
-
-    /// `redis+sentinel://user:password@sentinel,sentinel,sentinel/service`.
-    pub fn url(&self) -> String {
-        let hosts: Vec<String> = self.sentinels.iter().map(Redis::address).collect();
-        format!(
-            "redis+sentinel://{}@{}/{}",
-            user(),
-            hosts.join(","),
-            Self::SERVICE
-        )
-    }
-
-    /// The server that is the primary since the last [`Sentinels::wait_for_failover`].
-    pub fn primary(&mut self) -> &mut Redis {
-        &mut self.servers[self.primary]
-    }
-
-    /// One of the sentinels.
-    pub fn sentinel(&mut self, index: usize) -> &mut Redis {
-        &mut self.sentinels[index]
-    }
-
-    /// Waits until the other server is the primary, and takes writes.
-    pub fn wait_for_failover(&mut self) {
-        self.primary = 1 - self.primary;
-        let primary = &self.servers[self.primary];
-        primary.wait("its promotion", Redis::is_primary);
-    }
-
-    /// Lets the sentinels swap primary and replica while both are there, and waits until it is done.
-    pub fn swap(&mut self) {
-        self.sentinels[0].run(&["SENTINEL", "FAILOVER", Self::SERVICE]);
-        self.wait_for_failover();
-    }
-}
-
-/// Three primaries with a third of the slots each, and a replica of the one that has [`Cluster::KEY`].
-#[derive(Debug)]
-pub struct Cluster {
-    nodes: Vec<Redis>,
-    primary: usize,
-}
-
-impl Cluster {
-    /// A key of a store with the default prefix.
-    pub const KEY: &'static str = "{kube-authn}:logins";
-
-    /// Starts the nodes and joins them. A node that is gone for half a second is replaced.
-    ///
-    /// # Panics
-    /// When they don't start or don't find each other, with a log; so do all methods.
-    pub fn start() -> Self {
-        let nodes: Vec<Redis> = (0..4)
-            .map(|_| {
-                let bus = free_port().to_string();
-                Redis::start_with(
-                    &[
-                        REPLICATION,
-                        &[
-                            ("cluster-enabled", "yes"),
-                            ("cluster-port", &bus),
-                            ("cluster-node-timeout", "500"),
-                        ],
-                    ]
-                    .concat(),
-                )
-            })
-            .collect();
-        for (node, range) in nodes.iter().zip(SLOTS) {
-            node.run(&[
-                "CLUSTER",
-                "ADDSLOTSRANGE",
-                &range[0].to_string(),
-                &range[1].to_string(),
-            ]);
-        }
-        for (index, node) in nodes.iter().enumerate() {
-            node.run(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]);
-        }
-        for node in &nodes[1..] {
-            let info = node.run(&["CONFIG", "GET", "cluster-port"]);
-            let bus = info.lines().last().unwrap_or_default();
-            nodes[0].run(&["CLUSTER", "MEET", "127.0.0.1", &node.port.to_string(), bus]);
-        }
-        let slot: u16 = nodes[0]
-            .run(&["CLUSTER", "KEYSLOT", Self::KEY])
-            .parse()
-            .expect("a slot");
-        let primary = SLOTS
-            .iter()
-            .position(|range| (range[0]..=range[1]).contains(&slot));
-        let cluster = Self {
-            nodes,
-            primary: primary.expect("all slots are served"),
-        };
-        cluster.wait_until_whole();
-        let id = cluster.nodes[cluster.primary].run(&["CLUSTER", "MYID"]);
-        let replica = &cluster.nodes[3];
-        replica.run(&["CLUSTER", "REPLICATE", &id]);
-        replica.wait("its primary", |replica| {
-            replica
-                .run(&["INFO", "replication"])
-                .contains("master_link_status:up")
-        });
-        for node in &cluster.nodes {
-            node.wait("word of the replica", |node| {
-                node.run(&["CLUSTER", "NODES"]).contains("slave")
-            });
-        }
-        cluster
-    }
-
-    /// `redis+cluster://user:password@node,node,node,node`.
-    pub fn url(&self) -> String {
-        let hosts: Vec<String> = self.nodes.iter().map(Redis::address).collect();
-        format!("redis+cluster://{}@{}", user(), hosts.join(","))
-    }
-
-    /// The node that has [`Cluster::KEY`], until [`Cluster::wait_for_failover`].
-    pub fn primary(&mut self) -> &mut Redis {
-        &mut self.nodes[self.primary]
-    }
-
-    /// A node that has other slots.
-    pub fn bystander(&mut self) -> &mut Redis {
-        &mut self.nodes[usize::from(self.primary == 0)]
-    }
-
-    /// Waits until the replica has taken its primary's place.
-    pub fn wait_for_failover(&mut self) {
-        self.primary = 3;
-        let replica = &self.nodes[3];
-        replica.wait("its promotion", |redis| {
-            redis.is_primary() && redis.said("CLUSTER INFO").contains("cluster_state:ok")
-        });
-    }
-
-    /// Lets the replica take its primary's place while both are there.
-    pub fn hand_over(&mut self) {
-        self.nodes[3].run(&["CLUSTER", "FAILOVER"]);
-        self.wait_for_failover();
-    }
-
-    fn wait_until_whole(&self) {
-        for node in &self.nodes {
-            node.wait("the cluster", |node| {
-                let info = node.run(&["CLUSTER", "INFO"]);
-                info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:4")
-            });
-        }
-    }
-}
-
 /// As docs/deployment.md gives it, with any prefix that begins with `kube-authn`.
 fn rights(password: &str) -> String {
     format!("on >{password} ~{{kube-authn*}}:* &{{kube-authn*}}:* {COMMANDS}")
@@ -416,6 +212,5 @@ pub const COMMANDS: &str = "+hmget +hget +hset +exists +del +zadd +zrem +zrangeb
                             +cluster|slots +cluster|keyslot";
 /// A replica follows at once, and a primary that comes back does not wait for it.
 const REPLICATION: Settings<'static> = &[("repl-diskless-sync-delay", "0")];
-const SLOTS: [[u16; 2]; 3] = [[0, 5460], [5461, 10_922], [10_923, 16_383]];
 /// Generous: a machine that runs tests is busy.
 const PATIENCE: Duration = Duration::from_secs(30);
