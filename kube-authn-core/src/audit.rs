@@ -26,6 +26,17 @@ pub enum AuditEvent<'a> {
         /// UTC instant at which the token for the cluster ends.
         expires_at: Timestamp,
     },
+    /// The issuer gave new tokens for a login's refresh token.
+    LoginRefreshed {
+        /// Whose login.
+        principal: &'a EntityRef,
+        /// Issuer of the login.
+        issuer: &'a Issuer,
+        /// Client of the login.
+        client_id: &'a ClientId,
+        /// UTC instant at which the token for the cluster ends.
+        expires_at: Timestamp,
+    },
     /// A login was refused: the tokens belong to somebody else, or a rule forbids it.
     LoginRefused {
         /// Who asked.
@@ -126,6 +137,14 @@ impl AuditEvent<'_> {
                 target: TARGET, event = "login_stored", %principal, %issuer, %client_id, %subject, actor = actor.map(field::display),
                 %expires_at,
             ),
+            Self::LoginRefreshed {
+                principal,
+                issuer,
+                client_id,
+                expires_at,
+            } => {
+                info!(target: TARGET, event = "login_refreshed", %principal, %issuer, %client_id, %expires_at)
+            }
             Self::LoginRefused {
                 principal,
                 actor,

@@ -49,7 +49,7 @@ pub use {kube, tower};
 #[cfg(feature = "client")]
 pub use self::kube_client::PrincipalService;
 #[cfg(feature = "upstream")]
-pub use self::transport::{MAX_RESPONSE_BYTES, Transport, resolves_to_public_addresses};
+pub use self::transport::{Connection, MAX_RESPONSE_BYTES, Transport, resolves_to_public_addresses};
 #[cfg(feature = "upstream")]
 pub use self::{
     access::{ClusterAccess, SentAuditId},

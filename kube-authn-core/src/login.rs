@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{AuditEvent, CaBundle, ClientId, EntityRef, Issuer, Login, Principal, TokenSet, token::Token};
+use crate::{
+    AuditEvent, CaBundle, ClientId, EntityRef, Issuer, Login, Principal, Secret, TokenSet, token::Token,
+};
 
 /// One login as configured. Clusters that name the same issuer and client share it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +14,11 @@ pub struct LoginConfig {
     pub issuer: Issuer,
     /// The client they are issued for; `None`: `aud` is not pinned, and the client is read from the token.
     pub client_id: Option<ClientId>,
+    /// The client's secret, if it is a confidential client (RFC 6749 section 2.1) and not a public one.
+    pub client_secret: Option<Secret>,
+    /// The audience (`aud`) of the tokens that a cluster gets, if it is not the client: such tokens are made from the
+    /// login's own by an exchange (RFC 8693).
+    pub audience: Option<ClientId>,
     /// Trust for the issuer's own endpoints.
     pub ca: CaBundle,
     /// Which token clusters get.
@@ -32,6 +39,8 @@ impl LoginConfig {
         Self {
             issuer,
             client_id: None,
+            client_secret: None,
+            audience: None,
             ca: CaBundle::System,
             token_for_cluster: TokenForCluster::IdToken,
             binding: IdentityBinding::Auto,
@@ -45,6 +54,11 @@ impl LoginConfig {
     pub fn with_client_id(mut self, client_id: ClientId) -> Self {
         self.client_id = Some(client_id);
         self
+    }
+
+    /// Whether both are of one issuer and client, so that one login serves the clusters of both.
+    pub fn shares_logins_with(&self, other: &Self) -> bool {
+        self.issuer == other.issuer && self.client_id == other.client_id
     }
 
     /// Whether a stored login is the principal's own, and not one that somebody else left under the name that she has now.

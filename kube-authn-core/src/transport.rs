@@ -1,5 +1,6 @@
 //! Our own HTTP calls: issuer metadata, key sets, token endpoints. Requests to API servers go another way.
 
+mod connection;
 mod trust;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -9,8 +10,7 @@ use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, USER_AGENT},
 };
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use rustls::crypto::CryptoProvider;
 use rustls_pki_types::ServerName;
 use tokio::{
@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 use url::{Host, Url, form_urlencoded};
 use zeroize::Zeroizing;
 
+pub use self::connection::Connection;
 use self::trust::TlsSettings;
 use crate::{Error, ErrorKind, Result, TlsTrust};
 
@@ -69,6 +70,11 @@ impl Transport {
         self
     }
 
+    /// The longest that one connection takes, with its TLS handshake.
+    pub fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
     /// The longest that one call takes, with all its attempts.
     pub fn total_timeout(&self) -> Duration {
         self.total_timeout
@@ -96,19 +102,20 @@ impl Transport {
         authorization: Option<HeaderValue>,
         fields: &[(&str, &str)],
     ) -> Result<Response<Bytes>> {
-        let form = form_urlencoded::Serializer::new(String::new())
-            .extend_pairs(fields)
-            .finish();
-        let mut request = Request::post(url.as_str())
-            .header(ACCEPT, JSON)
-            .header(CONTENT_TYPE, FORM)
-            .body(Bytes::from_owner(Zeroizing::new(form.into_bytes())))
-            .map_err(|source| refuse(url.host_str(), "its URL is malformed").with_source(source))?;
-        if let Some(mut authorization) = authorization {
-            authorization.set_sensitive(true);
-            request.headers_mut().insert(AUTHORIZATION, authorization);
-        }
-        self.send(request).await
+        self.send(form_request(url, authorization, fields)?).await
+    }
+
+    /// Opens a connection to the server of this URL, TLS included, for one [`Connection::post_form`]. Until then nothing
+    /// of a request is on its way: who must know whether a code or a token may have been spent asks in these two steps.
+    ///
+    /// # Errors
+    /// As [`Transport::send`].
+    pub async fn connect(&self, url: &Url) -> Result<Connection> {
+        let uri: Uri = url.as_str().parse().map_err(|source: http::uri::InvalidUri| {
+            refuse(url.host_str(), "its URL is malformed").with_source(source)
+        })?;
+        let target = Target::of(&uri, self.link_local_http)?;
+        Connection::open(self, url, target).await
     }
 
     /// Sends a request and gives the whole answer, whatever its status.
@@ -144,12 +151,18 @@ impl Transport {
     }
 
     async fn attempt(&self, target: &Target, request: &Request<Bytes>) -> Result<Response<Bytes>> {
+        let stream = self.open(target).await?;
+        connection::exchange(target, stream, request).await
+    }
+
+    /// A stream to the target, TLS included.
+    async fn open(&self, target: &Target) -> Result<Box<dyn Stream>> {
         let deadline = Instant::now() + self.connect_timeout;
         let tcp = timeout_at(deadline, target.connect())
             .await
             .map_err(|_| target.timeout())??;
         if !target.https {
-            return exchange(target, tcp, request).await;
+            return Ok(Box::new(tcp));
         }
         let config = self.tls.current().await?;
         let handshake = TlsConnector::from(config).connect(target.server_name.clone(), tcp);
@@ -157,8 +170,34 @@ impl Transport {
             .await
             .map_err(|_| target.timeout())?
             .map_err(|source| target.handshake(source))?;
-        exchange(target, tls, request).await
+        Ok(Box::new(tls))
     }
+}
+
+/// What bytes travel over.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A form as `application/x-www-form-urlencoded`.
+fn form_request(
+    url: &Url,
+    authorization: Option<HeaderValue>,
+    fields: &[(&str, &str)],
+) -> Result<Request<Bytes>> {
+    let form = form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(fields)
+        .finish();
+    let mut request = Request::post(url.as_str())
+        .header(ACCEPT, JSON)
+        .header(CONTENT_TYPE, FORM)
+        .body(Bytes::from_owner(Zeroizing::new(form.into_bytes())))
+        .map_err(|source| refuse(url.host_str(), "its URL is malformed").with_source(source))?;
+    if let Some(mut authorization) = authorization {
+        authorization.set_sensitive(true);
+        request.headers_mut().insert(AUTHORIZATION, authorization);
+    }
+    Ok(request)
 }
 
 /// Whether all addresses of a host name are public now. That may change with the next question: connections to a cluster
@@ -182,57 +221,6 @@ impl fmt::Debug for Transport {
             .finish_non_exhaustive()
     }
 }
-
-/// One request over one connection.
-async fn exchange<S>(target: &Target, stream: S, request: &Request<Bytes>) -> Result<Response<Bytes>>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-        .max_buf_size(MAX_HEADER_BYTES)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|source| target.unavailable("the connection broke off").with_source(source))?;
-    let conversation = async {
-        let answer = sender
-            .send_request(target.origin_form(request)?)
-            .await
-            .map_err(|source| target.unavailable("the connection broke off").with_source(source))?;
-        read(target, answer).await
-    };
-    // The connection is driven here and not by a task: whoever stops waiting closes it.
-    tokio::pin!(connection, conversation);
-    tokio::select! {
-        biased;
-        answer = &mut conversation => answer,
-        ended = &mut connection => match ended {
-            Ok(()) => conversation.await,
-            Err(source) => Err(target.unavailable("the connection broke off").with_source(source)),
-        },
-    }
-}
-
-async fn read(target: &Target, answer: Response<hyper::body::Incoming>) -> Result<Response<Bytes>> {
-    let (parts, body) = answer.into_parts();
-    let body = Limited::new(body, MAX_RESPONSE_BYTES)
-        .collect()
-        .await
-        .map_err(|source| match source.downcast::<LengthLimitError>() {
-            Ok(source) => Error::new(
-                ErrorKind::Unexpected,
-                format!("the answer of {} is larger than 1 MiB", target.host),
-            )
-            .with_source(*source),
-            Err(source) => target
-                .unavailable("the answer broke off")
-                .with_source(BrokenAnswer(source)),
-        })?;
-    Ok(Response::from_parts(parts, body.to_bytes()))
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("the body of the answer could not be read")]
-struct BrokenAnswer(#[source] Box<dyn std::error::Error + Send + Sync>);
 
 /// Where a request goes, as far as an error may say it.
 struct Target {

@@ -1,15 +1,19 @@
-//! The token endpoint: codes and refresh tokens become tokens, tokens are revoked (RFC 6749 sections 4.1.3 and 6, RFC 7009).
+//! The token endpoint: codes and refresh tokens become tokens, tokens of one audience become tokens of another, tokens are
+//! revoked (RFC 6749 sections 4.1.3 and 6, RFC 8693, RFC 7009).
 
-use std::{fmt, time::Duration};
+mod answer;
+
+use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
-use kube_authn_core::{ClientId, Error, ErrorKind, Result, Secret};
-use serde::Deserialize;
+use kube_authn_core::{ClientId, Error, ErrorKind, Result, Secret, TokenForCluster};
 use url::{Url, form_urlencoded};
 use zeroize::Zeroizing;
 
+pub use self::answer::TokenAnswer;
+use self::answer::{ACCESS_TOKEN, ID_TOKEN, error_code, exchanged};
 use crate::{
     authorize::{AuthorizationCode, AuthorizationRequest},
     discovery::{IssuerClient, IssuerMetadata},
@@ -18,7 +22,8 @@ use crate::{
 /// A client of an issuer's token endpoint. Clones share the issuer.
 ///
 /// Nothing here is ever sent twice: a code or a rotating refresh token may be spent although the answer was lost. So once a
-/// form was on its way, no error of [`TokenClient::exchange`] and [`TokenClient::refresh`] says that it can be tried again.
+/// form was on its way, no error of [`TokenClient::exchange`] says that it can be tried again, and a [`RefreshFailure`] says
+/// what became of the refresh token.
 #[derive(Clone, Debug)]
 pub struct TokenClient {
     issuer: IssuerClient,
@@ -47,9 +52,10 @@ impl TokenClient {
         &self.client_id
     }
 
-    /// The longest that one call takes, discovery included: who marks a refresh token as being spent marks it for this long.
+    /// The longest that one refresh takes once the issuer's metadata is known: who marks a refresh token as being spent marks
+    /// it for this long.
     pub fn longest_call(&self) -> Duration {
-        self.issuer.transport().total_timeout() * 2
+        self.issuer.transport().connect_timeout() + REFRESH_PATIENCE
     }
 
     /// Exchanges the code that came back to this request.
@@ -75,14 +81,75 @@ impl TokenClient {
     /// means that the old one stays good (RFC 6749 section 6).
     ///
     /// # Errors
-    /// `LoginRequired` only for `invalid_grant`: the grant is gone. Everything else as for [`TokenClient::exchange`]; the
-    /// grant then is as it was, or spent.
-    pub async fn refresh(&self, refresh_token: &Secret) -> Result<TokenAnswer> {
-        self.tokens(&[
-            ("grant_type", "refresh_token"),
-            ("refresh_token", text(refresh_token)?),
-        ])
-        .await
+    /// What it says of the refresh token: gone, as it was, or perhaps spent.
+    pub async fn refresh(&self, refresh_token: &Secret) -> Result<TokenAnswer, RefreshFailure> {
+        let ready = async {
+            let metadata = self.issuer.metadata().await?;
+            let connection = self
+                .issuer
+                .transport()
+                .connect(token_endpoint(&metadata)?)
+                .await?;
+            let fields = [
+                ("grant_type", "refresh_token"),
+                ("refresh_token", text(refresh_token)?),
+            ];
+            Ok((connection, self.authenticated(&metadata, &fields)?))
+        };
+        let (connection, form) = ready.await.map_err(RefreshFailure::Unspent)?;
+        let answer = connection
+            .post_form(form.authorization, &form.fields, REFRESH_PATIENCE)
+            .await
+            .map_err(|failure| RefreshFailure::Unknown(failure.with_retryable(false)))?;
+        match (answer.status(), error_code(&answer)) {
+            (StatusCode::OK, _) => TokenAnswer::parse(answer.body()).ok_or_else(|| {
+                RefreshFailure::Unknown(self.no_answer("token answer (RFC 6749 section 5.1)"))
+            }),
+            (status, Some("invalid_grant")) if status.is_client_error() => Err(RefreshFailure::Withdrawn(
+                self.failure(status, Some("invalid_grant")),
+            )),
+            // An issuer that says so gave nothing. Should it have spent the token before it failed, it says that next time.
+            (status, code) => Err(RefreshFailure::Unspent(self.failure(status, code))),
+        }
+    }
+
+    /// Exchanges a token of a login for one of this audience (RFC 8693): an ID token for an ID token, an access token for an
+    /// access token. Nothing in it is verified.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` with the issuer's error code if it refuses; `LoginRequired` if it no longer accepts the token;
+    /// `Unavailable`, `RateLimited` or `Timeout` if it did not answer; `Unexpected` for an answer that is none.
+    pub async fn exchange_token(
+        &self,
+        token: &Secret,
+        kind: TokenForCluster,
+        audience: &ClientId,
+    ) -> Result<Secret> {
+        let metadata = self.issuer.metadata().await?;
+        let kind = match kind {
+            TokenForCluster::AccessToken => ACCESS_TOKEN,
+            _ => ID_TOKEN,
+        };
+        let fields = [
+            ("grant_type", TOKEN_EXCHANGE),
+            ("subject_token", text(token)?),
+            ("subject_token_type", kind),
+            ("requested_token_type", kind),
+            ("audience", audience.as_str()),
+        ];
+        let answer = self.post(&metadata, token_endpoint(&metadata)?, &fields).await?;
+        match (answer.status(), error_code(&answer)) {
+            (StatusCode::OK, _) => exchanged(answer.body())
+                .ok_or_else(|| self.no_answer("answer to a token exchange (RFC 8693 section 2.2.1)")),
+            (status, Some(code)) if status.is_client_error() && code != "invalid_grant" => Err(Error::new(
+                ErrorKind::ConfigInvalid,
+                format!(
+                    "issuer {} makes no token for audience {audience} ({code}): allow client {} to exchange its tokens for it",
+                    metadata.issuer, self.client_id
+                ),
+            )),
+            (status, code) => Err(self.failure(status, code)),
+        }
     }
 
     /// Revokes a refresh token and with it the tokens made from it. `false` if the issuer offers no revocation.
@@ -114,37 +181,37 @@ impl TokenClient {
 
     async fn tokens(&self, grant: &[(&str, &str)]) -> Result<TokenAnswer> {
         let metadata = self.issuer.metadata().await?;
-        let endpoint = metadata.token_endpoint.as_ref().ok_or_else(|| {
-            Error::new(
-                ErrorKind::ConfigInvalid,
-                format!("issuer {} has no token endpoint", metadata.issuer),
-            )
-        })?;
         let answer = self
-            .post(&metadata, endpoint, grant)
+            .post(&metadata, token_endpoint(&metadata)?, grant)
             .await
             .map_err(|failure| failure.with_retryable(false))?;
         match answer.status() {
-            StatusCode::OK => TokenAnswer::parse(answer.body()).ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Unexpected,
-                    format!(
-                        "what issuer {} answers is no token answer (RFC 6749 section 5.1)",
-                        metadata.issuer
-                    ),
-                )
-            }),
+            StatusCode::OK => TokenAnswer::parse(answer.body())
+                .ok_or_else(|| self.no_answer("token answer (RFC 6749 section 5.1)")),
             status => Err(self.failure(status, error_code(&answer)).with_retryable(false)),
         }
     }
 
-    /// Posts a form with the client's authentication (RFC 6749 section 2.3.1).
+    /// Posts a form with the client's authentication.
     async fn post(
         &self,
         metadata: &IssuerMetadata,
         endpoint: &Url,
         fields: &[(&str, &str)],
     ) -> Result<Response<Bytes>> {
+        let form = self.authenticated(metadata, fields)?;
+        self.issuer
+            .transport()
+            .post_form(endpoint, form.authorization, &form.fields)
+            .await
+    }
+
+    /// The form with the client's authentication (RFC 6749 section 2.3.1).
+    fn authenticated<'a>(
+        &'a self,
+        metadata: &IssuerMetadata,
+        fields: &[(&'a str, &'a str)],
+    ) -> Result<Form<'a>> {
         let mut fields = fields.to_vec();
         let mut authorization = None;
         match &self.client_secret {
@@ -155,10 +222,17 @@ impl TokenClient {
             Some(secret) => authorization = Some(basic(&self.client_id, secret)?),
             None => fields.push(("client_id", self.client_id.as_str())),
         }
-        self.issuer
-            .transport()
-            .post_form(endpoint, authorization, &fields)
-            .await
+        Ok(Form {
+            authorization,
+            fields,
+        })
+    }
+
+    fn no_answer(&self, what: &str) -> Error {
+        Error::new(
+            ErrorKind::Unexpected,
+            format!("what issuer {} answers is no {what}", self.issuer.issuer()),
+        )
     }
 
     fn failure(&self, status: StatusCode, code: Option<&'static str>) -> Error {
@@ -187,68 +261,45 @@ impl TokenClient {
     }
 }
 
-/// What a token endpoint gave. Nothing in it is verified.
-#[derive(Clone)]
+/// A form with the client's authentication.
+struct Form<'a> {
+    authorization: Option<HeaderValue>,
+    fields: Vec<(&'a str, &'a str)>,
+}
+
+/// Why a refresh gave no tokens, by what that says of the refresh token.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct TokenAnswer {
-    /// The access token.
-    pub access_token: Secret,
-    /// The ID token; a refresh may come without.
-    pub id_token: Option<Secret>,
-    /// The refresh token, if the issuer gives one.
-    pub refresh_token: Option<Secret>,
-    /// Lifetime of the access token as the issuer recommends to count it.
-    pub expires_in: Option<Duration>,
+pub enum RefreshFailure {
+    /// The issuer said `invalid_grant`: the grant is gone, and the login with it.
+    Withdrawn(Error),
+    /// The refresh token is as it was: nothing was sent, or the issuer answered that it gives nothing.
+    Unspent(Error),
+    /// The form was on its way, and no answer came that can be read: the refresh token may be spent.
+    Unknown(Error),
 }
 
-impl TokenAnswer {
-    /// The parser's own errors may quote tokens, so there is only yes and no.
-    fn parse(body: &[u8]) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Wire {
-            access_token: String,
-            token_type: String,
-            id_token: Option<String>,
-            refresh_token: Option<String>,
-            expires_in: Option<serde_json::Value>,
-        }
-        let wire: Wire = serde_json::from_slice(body).ok()?;
-        if !wire.token_type.eq_ignore_ascii_case("bearer") || wire.access_token.is_empty() {
-            return None;
-        }
-        // Some issuers write the number as text; one that is neither is left out, since it is a hint only.
-        let expires_in = wire.expires_in.and_then(|value| match value {
-            serde_json::Value::String(text) => text.parse().ok(),
-            number => number.as_u64(),
-        });
-        let secret = |token: String| Some(Secret::new(token)).filter(|token| !token.is_empty());
-        Some(Self {
-            access_token: Secret::new(wire.access_token),
-            id_token: wire.id_token.and_then(secret),
-            refresh_token: wire.refresh_token.and_then(secret),
-            expires_in: expires_in.map(Duration::from_secs),
-        })
+impl RefreshFailure {
+    /// What went wrong: `LoginRequired` for [`RefreshFailure::Withdrawn`] and for nothing else.
+    pub fn error(&self) -> &Error {
+        let (Self::Withdrawn(error) | Self::Unspent(error) | Self::Unknown(error)) = self;
+        error
     }
 }
 
-impl fmt::Debug for TokenAnswer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenAnswer")
-            .field("id_token", &self.id_token.is_some())
-            .field("refresh_token", &self.refresh_token.is_some())
-            .field("expires_in", &self.expires_in)
-            .finish_non_exhaustive()
+impl From<RefreshFailure> for Error {
+    fn from(failure: RefreshFailure) -> Self {
+        failure.error().clone()
     }
 }
 
-/// The error of RFC 6749 section 5.2, as one of the texts that are known; its description is never read.
-fn error_code(answer: &Response<Bytes>) -> Option<&'static str> {
-    #[derive(Deserialize)]
-    struct Wire {
-        error: String,
-    }
-    let wire: Wire = serde_json::from_slice(answer.body()).ok()?;
-    KNOWN_ERRORS.iter().find(|known| **known == wire.error).copied()
+fn token_endpoint(metadata: &IssuerMetadata) -> Result<&Url> {
+    metadata.token_endpoint.as_ref().ok_or_else(|| {
+        Error::new(
+            ErrorKind::ConfigInvalid,
+            format!("issuer {} has no token endpoint", metadata.issuer),
+        )
+    })
 }
 
 /// RFC 6749 section 2.3.1: both halves are form-encoded before they become a user name and a password.
@@ -273,44 +324,14 @@ fn text(secret: &Secret) -> Result<&str> {
         .ok_or_else(|| Error::new(ErrorKind::RequestInvalid, "a code or token is not text"))
 }
 
-const KNOWN_ERRORS: [&str; 7] = [
-    "invalid_grant",
-    "invalid_client",
-    "invalid_request",
-    "invalid_scope",
-    "unauthorized_client",
-    "unsupported_grant_type",
-    "unsupported_token_type",
-];
+/// Issuers that take half a minute exist; whoever gives up on one earlier may have spent the refresh token for nothing.
+const REFRESH_PATIENCE: Duration = Duration::from_secs(35);
+/// RFC 8693 sections 2.1 and 3.
+const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn answer_without_bearer_type_or_token_is_refused() {
-        for bad in [
-            r#"{"access_token":"a"}"#,
-            r#"{"access_token":"a","token_type":"DPoP"}"#,
-            r#"{"access_token":"","token_type":"Bearer"}"#,
-            r#"{"token_type":"Bearer","id_token":"i"}"#,
-            "<html>",
-        ] {
-            assert!(TokenAnswer::parse(bad.as_bytes()).is_none(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn answer_is_read_and_shows_no_token() {
-        let answer = TokenAnswer::parse(
-            br#"{"access_token":"canary-a","token_type":"bearer","id_token":"canary-i","refresh_token":"","expires_in":"60"}"#,
-        )
-        .expect("an answer");
-
-        assert_eq!(answer.expires_in, Some(Duration::from_secs(60)));
-        assert_eq!(answer.refresh_token, None);
-        assert!(!format!("{answer:?}").contains("canary"));
-    }
 
     #[test]
     fn halves_of_basic_authentication_are_form_encoded() {

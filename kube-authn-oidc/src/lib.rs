@@ -16,7 +16,7 @@ pub use self::{
     authorize::{AuthorizationCode, AuthorizationRequest, Nonce},
     binding::bind,
     discovery::{IssuerClient, IssuerMetadata},
-    exchange::{TokenAnswer, TokenClient},
+    exchange::{RefreshFailure, TokenAnswer, TokenClient},
     login::{LoginVerifier, PostedTokens, VerifiedLogin},
     pkce::CodeVerifier,
     verify::{IdTokenVerifier, LEEWAY, TypedToken, UnverifiedToken, VerifiedIdToken},

@@ -4,15 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use kube_authn_core::{
-    AuditEvent, Clock, Error, ErrorKind, Login, LoginConfig, MAX_JWT_BYTES, NewLogin, Principal, Result,
-    Secret, Subject, Token, TokenForCluster, TokenKey, TokenSet, TokenVault, UnverifiedClaims,
+    AuditEvent, ClientId, Clock, Error, ErrorKind, Login, LoginConfig, MAX_JWT_BYTES, NewLogin, Principal,
+    Result, Secret, Subject, Token, TokenForCluster, TokenKey, TokenSet, TokenVault, UnverifiedClaims,
 };
 
 use crate::{
     authorize::Nonce,
     binding::bind,
     discovery::IssuerClient,
-    exchange::TokenAnswer,
+    exchange::{TokenAnswer, TokenClient},
     verify::{IdTokenVerifier, VerifiedIdToken, claims::Claims, rejected},
 };
 
@@ -125,6 +125,17 @@ impl LoginVerifier {
         &self.verifier
     }
 
+    /// The token endpoint, as this client; with the login's secret if it is the login's own client.
+    pub fn token_client(&self, client_id: &ClientId) -> TokenClient {
+        let client = TokenClient::new(self.verifier.issuer().clone(), client_id.clone());
+        match &self.login.client_secret {
+            Some(secret) if self.login.client_id.as_ref() == Some(client_id) => {
+                client.with_client_secret(secret.clone())
+            }
+            _ => client,
+        }
+    }
+
     /// Whether a token says that it is of this login's issuer and client: to choose among several logins, before anything is
     /// verified.
     pub fn is_named_by(&self, id_token: &Secret) -> bool {
@@ -232,6 +243,27 @@ impl LoginVerifier {
         renewed.expires_in = answer.expires_in;
         let tokens = self.token_set(&identity, renewed).await?;
         self.new_login(subject.clone(), identity.issued_at(), tokens)
+    }
+
+    /// A token for this audience, which the issuer makes out of the stored token that clusters get (RFC 8693), verified.
+    ///
+    /// # Errors
+    /// As [`TokenClient::exchange_token`] and [`IdTokenVerifier::verify_exchanged`].
+    pub async fn token_for_audience(
+        &self,
+        login: &Login,
+        token: &Secret,
+        audience: &ClientId,
+    ) -> Result<Token> {
+        let secret = self
+            .token_client(&login.key.client_id)
+            .exchange_token(token, self.login.token_for_cluster, audience)
+            .await?;
+        let expires_at = self
+            .verifier
+            .verify_exchanged(&secret, &login.metadata.subject, audience)
+            .await?;
+        Ok(Token { secret, expires_at })
     }
 
     fn new_login(

@@ -135,6 +135,25 @@ impl IdTokenVerifier {
         self.expect_time(&claims)
     }
 
+    /// As [`IdTokenVerifier::verify_access_token`], for a token of this audience, whoever it is issued to (RFC 8693).
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn verify_exchanged(
+        &self,
+        token: &Secret,
+        subject: &Subject,
+        audience: &ClientId,
+    ) -> Result<Timestamp> {
+        let (claims, _) = self.signed_claims(token, Purpose::AccessToken).await?;
+        self.expect_issuer(&claims)?;
+        expect_subject(&claims, subject)?;
+        match claims.audience()?.iter().any(|named| named == audience.as_str()) {
+            true => self.expect_time(&claims),
+            false => Err(rejected(format!("the token is not for audience {audience}"))),
+        }
+    }
+
     /// The claims of a token whose signature verified.
     async fn signed_claims(&self, token: &Secret, purpose: Purpose) -> Result<(Claims, SignatureAlgorithm)> {
         let jws = Jws::parse(token.expose())?;

@@ -10,11 +10,11 @@ mod support;
 use std::sync::Arc;
 
 use kube_authn_core::{
-    BindingRule, EntityRef, Error, ErrorKind, IdentityBinding, LoginConfig, NewLogin, Principal, Secret,
-    Subject, TokenForCluster, TokenVault, VerifiedEmail,
+    BindingRule, ClientId, EntityRef, Error, ErrorKind, IdentityBinding, LoginConfig, NewLogin, Principal,
+    Secret, Subject, Token, TokenForCluster, TokenVault, VerifiedEmail,
 };
 use kube_authn_oidc::{
-    AuthorizationRequest, LoginVerifier, PostedTokens, TokenClient, VerifiedLogin, url::Url,
+    AuthorizationRequest, LoginVerifier, PostedTokens, RefreshFailure, TokenClient, VerifiedLogin, url::Url,
 };
 use serde_json::{Value, json};
 use support::{Answer, FakeIssuer, NOW, Signer, client_id, clock};
@@ -542,51 +542,165 @@ async fn only_invalid_grant_ends_a_login() {
     let (client, _) = begun(&scene).await;
     let outcome = async |answer: Answer| {
         scene.issuer.tokens(answer);
-        let error = client
+        let failure = client
             .refresh(&Secret::new("refresh"))
             .await
             .expect_err("refused");
-        assert!(
-            !error.is_retryable() && !format!("{error} {error:?}").contains("canary"),
-            "{error:?}"
-        );
-        error.kind()
+        assert!(!format!("{failure:?} {}", failure.error()).contains("canary"));
+        let became = match failure {
+            RefreshFailure::Withdrawn(_) => "gone",
+            RefreshFailure::Unspent(_) => "as it was",
+            _ => "perhaps spent",
+        };
+        (became, failure.error().kind())
     };
     let wire = |error: &str| json!({"error": error, "error_description": "canary"}).to_string();
 
     assert_eq!(
         outcome(Answer::Status(400, wire("invalid_grant"))).await,
-        ErrorKind::LoginRequired
+        ("gone", ErrorKind::LoginRequired)
     );
+    for (answer, kind) in [
+        (
+            Answer::Status(401, wire("invalid_client")),
+            ErrorKind::ConfigInvalid,
+        ),
+        (Answer::Status(400, wire("canary")), ErrorKind::Unavailable),
+        (Answer::Status(500, wire("invalid_grant")), ErrorKind::Unavailable),
+        (Answer::Status(503, String::new()), ErrorKind::Unavailable),
+        (Answer::Status(429, String::new()), ErrorKind::RateLimited),
+        (
+            Answer::Redirect("http://127.0.0.1:1/".to_owned()),
+            ErrorKind::Unavailable,
+        ),
+    ] {
+        assert_eq!(outcome(answer).await, ("as it was", kind));
+    }
+    for (answer, kind) in [
+        (Answer::Status(200, "canary".to_owned()), ErrorKind::Unexpected),
+        (Answer::Bytes(2 << 20), ErrorKind::Unexpected),
+    ] {
+        assert_eq!(outcome(answer).await, ("perhaps spent", kind));
+    }
+    assert_eq!(scene.issuer.posts().len(), 9);
+}
+
+#[tokio::test]
+async fn call_that_reached_nobody_spends_nothing() {
+    let scene = Scene::new(|_| ()).await;
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = closed.local_addr().expect("an address");
+    drop(closed);
+    let mut document = support::document(scene.issuer.url());
+    support::merge(
+        &mut document,
+        json!({"token_endpoint": format!("http://{address}/token")}),
+    );
+    scene.issuer.discovery(Answer::Json(document));
+    let client = TokenClient::new(scene.issuer.client(), client_id());
+
+    let failure = client
+        .refresh(&Secret::new("refresh"))
+        .await
+        .expect_err("nobody there");
+
+    assert!(matches!(failure, RefreshFailure::Unspent(_)), "{failure:?}");
+    assert_eq!(failure.error().kind(), ErrorKind::Unavailable);
+}
+
+/// A token exchange of alice's token for the audience `narrow`, and the form that was posted.
+async fn for_narrow(scene: &Scene, answer: Answer) -> (Result<Token, Error>, Vec<(String, String)>) {
+    let posted = PostedTokens::new(scene.token(json!({})));
+    let verified = scene.verifier.verify(&alice(), posted).await.expect("a login");
+    scene
+        .vault
+        .log_in(&verified.key, verified.login)
+        .await
+        .expect("stored");
+    let login = scene.vault.load(&verified.key).await.expect("the vault");
+    let narrow = ClientId::new("narrow").expect("an audience");
+    scene.issuer.tokens(answer);
+
+    let token = Secret::new("subject-token");
+    let made = scene
+        .verifier
+        .token_for_audience(&login.expect("a login"), &token, &narrow)
+        .await;
+    (made, scene.issuer.posts().last().expect("a form").clone())
+}
+
+fn exchanged(scene: &Scene, claims: Value) -> Answer {
+    let mut all = json!({"aud": "narrow", "azp": "kubernetes", "exp": NOW + 300});
+    support::merge(&mut all, claims);
+    Answer::Json(json!({
+        "access_token": scene.token(all).expose_str(), "token_type": "N_A",
+        "issued_token_type": "urn:ietf:params:oauth:token-type:id_token",
+    }))
+}
+
+#[tokio::test]
+async fn token_of_a_login_becomes_one_of_another_audience() {
+    let scene = Scene::new(|_| ()).await;
+
+    let (token, form) = for_narrow(&scene, exchanged(&scene, json!({}))).await;
+
+    assert_eq!(token.expect("a token").expires_at.as_second(), NOW + 300);
+    let form: Vec<_> = form
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    let id_token = "urn:ietf:params:oauth:token-type:id_token";
     assert_eq!(
-        outcome(Answer::Status(401, wire("invalid_client"))).await,
-        ErrorKind::ConfigInvalid
+        form,
+        [
+            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+            ("subject_token", "subject-token"),
+            ("subject_token_type", id_token),
+            ("requested_token_type", id_token),
+            ("audience", "narrow"),
+            ("client_id", "kubernetes"),
+        ]
     );
-    assert_eq!(
-        outcome(Answer::Status(400, wire("canary"))).await,
-        ErrorKind::Unavailable
+}
+
+#[tokio::test]
+async fn exchanged_token_of_another_subject_or_audience_is_never_used() {
+    let scene = Scene::new(|_| ()).await;
+    for (claims, code) in [
+        (json!({"sub": "bob-sub"}), "identity_mismatch"),
+        (json!({"aud": "kubernetes"}), "invalid_token"),
+        (json!({"iss": "https://other.example"}), "invalid_token"),
+        (json!({"exp": NOW - 100}), "invalid_token"),
+    ] {
+        let (refused, _) = for_narrow(&scene, exchanged(&scene, claims.clone())).await;
+
+        assert_eq!(refused.expect_err("refused").code(), code, "{claims}");
+    }
+    let opaque = json!({
+        "access_token": "canary", "token_type": "Bearer",
+        "issued_token_type": "urn:ietf:params:oauth:token-type:refresh_token",
+    });
+    let (refused, _) = for_narrow(&scene, Answer::Json(opaque)).await;
+    let error = refused.expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::Unexpected);
+    assert!(!format!("{error:?}").contains("canary"));
+}
+
+#[tokio::test]
+async fn refused_exchange_says_what_to_do() {
+    let scene = Scene::new(|_| ()).await;
+    let refusal = json!({"error": "invalid_target"}).to_string();
+
+    let (refused, _) = for_narrow(&scene, Answer::Status(400, refusal)).await;
+
+    let error = refused.expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+    assert!(
+        error.to_string().ends_with(
+            "makes no token for audience narrow (invalid_target): allow client kubernetes to exchange its tokens for it"
+        ),
+        "{error}"
     );
-    assert_eq!(
-        outcome(Answer::Status(500, wire("invalid_grant"))).await,
-        ErrorKind::Unavailable
-    );
-    assert_eq!(
-        outcome(Answer::Status(503, String::new())).await,
-        ErrorKind::Unavailable
-    );
-    assert_eq!(
-        outcome(Answer::Status(429, String::new())).await,
-        ErrorKind::RateLimited
-    );
-    assert_eq!(
-        outcome(Answer::Status(200, "canary".to_owned())).await,
-        ErrorKind::Unexpected
-    );
-    assert_eq!(
-        outcome(Answer::Redirect("http://127.0.0.1:1/".to_owned())).await,
-        ErrorKind::Unavailable
-    );
-    assert_eq!(scene.issuer.posts().len(), 8);
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! What [`TokenVault`] promises of refreshes and of first use. Run by [`super::vault::all`].
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::vault::{VaultFixture, after, alice, key, kind, login, of_subject, ok, present, tokens, valid};
@@ -7,6 +9,7 @@ use crate::{Claim, EntityRef, ErrorKind, Issuer, Login, LoginId, NewLogin, Secre
 
 pub(super) async fn all<F: Future<Output = VaultFixture>>(fresh: impl Fn() -> F) {
     one_of_many_claims_succeeds(&fresh().await).await;
+    who_waits_for_another_is_told(&fresh().await).await;
     finished_refresh_is_everybodys(&fresh().await).await;
     new_refresh_token_is_saved_before_the_rest(&fresh().await).await;
     stale_mark_allows_exactly_one_attempt(&fresh().await).await;
@@ -43,6 +46,25 @@ pub async fn one_of_many_claims_succeeds(fixture: &VaultFixture) {
     }
 
     assert_eq!(ours, 1, "the refresh token may be spent once");
+}
+
+/// Somebody else is at it; what he does is seen without asking the store again and again.
+pub async fn who_waits_for_another_is_told(fixture: &VaultFixture) {
+    let (vault, elsewhere) = (fixture.vault(), fixture.vault_elsewhere());
+    ok(vault.log_in(&alice(), login("one", 60)).await);
+    let seen = present(&elsewhere).await;
+    let waiting = tokio::spawn({
+        let (elsewhere, seen) = (elsewhere.clone(), seen.clone());
+        async move { elsewhere.changed(&seen, PATIENCE).await }
+    });
+
+    drop(claimed(&vault, &present(&vault).await).await);
+
+    let told = tokio::time::timeout(PATIENCE / 2, waiting).await;
+    assert!(matches!(told, Ok(Ok(()))), "told before its time was up");
+    // Who asks too late is told at once.
+    let at_once = tokio::time::timeout(PATIENCE / 2, elsewhere.changed(&seen, PATIENCE)).await;
+    assert!(at_once.is_ok());
 }
 
 /// A claim by who read the login before it was refreshed.
@@ -323,6 +345,9 @@ pub async fn nobody_logs_in_as_a_pin(fixture: &VaultFixture) {
     }
     ok(vault.pin(&alice, &issuer, &of_subject("a")).await);
 }
+
+/// Twenty times what an event takes at most.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A claim that succeeds, until half a minute after the clock's present.
 pub(super) async fn claimed(vault: &TokenVault, login: &Login) -> Login {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::task::JoinHandle;
+use tokio::{sync::Notify, task::JoinHandle};
 
 use crate::{LoginEvent, LoginHandle, LoginId, Revision, TokenKey, TokenStore, token::WeakLoginHandle};
 
@@ -80,6 +80,19 @@ impl LiveLogins {
         }
     }
 
+    /// Returns once this process knows of a newer revision of the login, or of its end.
+    pub(super) async fn passed(&self, revision: Revision) {
+        let newer = Arc::clone(&self.shared.state().newer);
+        loop {
+            let mut woken = std::pin::pin!(newer.notified());
+            woken.as_mut().enable();
+            if self.shared.state().has_passed(revision) {
+                return;
+            }
+            woken.await;
+        }
+    }
+
     /// The logins under this key that have a handle here.
     pub(super) fn of(&self, key: &TokenKey) -> Vec<LoginId> {
         self.shared
@@ -146,6 +159,8 @@ struct State {
     marks: HashMap<LoginId, Mark, foldhash::quality::RandomState>,
     mark_order: VecDeque<LoginId>,
     disturbed: [u64; SHARDS],
+    /// Wakes who waits for a newer revision.
+    newer: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -171,6 +186,7 @@ impl Default for State {
             marks: HashMap::default(),
             mark_order: VecDeque::new(),
             disturbed: [0; SHARDS],
+            newer: Arc::default(),
         }
     }
 }
@@ -244,6 +260,11 @@ impl State {
         })
     }
 
+    fn has_passed(&self, revision: Revision) -> bool {
+        let mark = self.marks.get(&revision.login);
+        mark.is_some_and(|mark| mark.number > revision.number)
+    }
+
     fn see(&mut self, revision: Revision) {
         self.mark(revision.login, revision.number);
     }
@@ -261,6 +282,7 @@ impl State {
         }
         self.now += 1;
         let since = self.now;
+        self.newer.notify_waiters();
         if self.marks.insert(login, Mark { number, since }).is_none() {
             self.mark_order.push_back(login);
             if self.mark_order.len() > MARKS
@@ -333,7 +355,7 @@ async fn recheck(store: &dyn TokenStore, shared: &Shared) {
         let mut unanswered = Vec::new();
         for (key, login) in open {
             match store.load(&key).await {
-                Ok(Some(record)) if record.revision.login == login => {}
+                Ok(Some(record)) if record.revision.login == login => shared.state().see(record.revision),
                 Ok(_) => shared.state().end(&key, login),
                 Err(error) if error.is_retryable() => unanswered.push((key, login)),
                 // A damaged row is a row: the next load says so, and nobody else's credential is touched.

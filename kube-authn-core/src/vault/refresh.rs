@@ -6,11 +6,14 @@
 //! login with [`TokenVault::end`]; a call whose outcome is unknown is left alone: the mark goes stale, and whoever finds
 //! it has one attempt.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::{ATTEMPTS, Login, NewLogin, TokenVault, contended, ended, row::Extra};
 use crate::{
-    Error, ErrorKind, Expected, LoginId, LoginMetadata, RefreshMark, Result, Revision, Secret, TokenSet,
+    AuditEvent, Error, ErrorKind, Expected, LoginId, LoginMetadata, RefreshMark, Result, Revision, Secret,
+    TokenSet,
 };
 
 /// The answer to "may I spend the refresh token of this login?"
@@ -78,6 +81,14 @@ impl TokenVault {
         Err(contended("claim the refresh of the login"))
     }
 
+    /// Returns when this login changed after it was read, as soon as this process learns of it, and after `at_most` in any
+    /// case: that somebody else changed it is told within a second, and may be lost.
+    pub async fn changed(&self, login: &Login, at_most: Duration) {
+        self.0.live.watch(&self.0.store);
+        // Either way the caller looks for himself.
+        let _ = tokio::time::timeout(at_most, self.0.live.passed(login.revision)).await;
+    }
+
     /// Saves the refresh token that the issuer gave, before anything else that it gave is looked at: the one that was
     /// spent is worth nothing any more. The claim stands.
     ///
@@ -90,7 +101,7 @@ impl TokenVault {
     }
 
     /// Saves what the issuer gave and lifts the claim. A set without a refresh token keeps the present one (RFC 6749
-    /// section 6).
+    /// section 6). Emits [`AuditEvent::LoginRefreshed`].
     ///
     /// # Errors
     /// `Conflict` if the claim was lost or the login ended: revoke what came. `Refused` with code `identity_mismatch`
@@ -118,7 +129,15 @@ impl TokenVault {
             retried: false,
             ..claimed.extra.clone()
         };
-        self.rewrite(claimed, metadata, tokens, extra).await
+        let refreshed = self.rewrite(claimed, metadata, tokens, extra).await?;
+        AuditEvent::LoginRefreshed {
+            principal: &refreshed.key.principal,
+            issuer: &refreshed.key.issuer,
+            client_id: &refreshed.key.client_id,
+            expires_at: refreshed.metadata.expires_at,
+        }
+        .emit();
+        Ok(refreshed)
     }
 
     /// Lifts the claim of a call that surely spent nothing.

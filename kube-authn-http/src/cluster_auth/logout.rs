@@ -4,7 +4,6 @@ use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::join_all;
 use kube_authn_core::{EntityRef, Login, Principal, Result, TokenVault};
-use kube_authn_oidc::TokenClient;
 
 use super::login::{ClusterLogin, Logins};
 
@@ -71,7 +70,7 @@ async fn revoke(login: Option<&ClusterLogin>, stored: &Login) -> bool {
         return false;
     };
     let key = &stored.key;
-    let client = TokenClient::new(login.verifier.verifier().issuer().clone(), key.client_id.clone());
+    let client = login.verifier.token_client(&key.client_id);
     match tokio::time::timeout(REVOCATION_PATIENCE, client.revoke(token)).await {
         Ok(Ok(revoked)) => revoked,
         Ok(Err(error)) => {

@@ -174,6 +174,8 @@ pub enum Answer {
     Redirect(String),
     /// This many bytes of white space before a JSON object.
     Bytes(usize),
+    /// This one, so many milliseconds later.
+    Later(u64, Box<Answer>),
     /// Nothing, for longer than anybody waits.
     Silence,
 }
@@ -321,6 +323,10 @@ async fn serve(answer: Answer) -> Response {
             let mut body = vec![b' '; length];
             body.extend(b"{\"keys\":[]}");
             body.into_response()
+        }
+        Answer::Later(milliseconds, answer) => {
+            tokio::time::sleep(std::time::Duration::from_millis(milliseconds)).await;
+            Box::pin(serve(*answer)).await
         }
         Answer::Silence => std::future::pending().await,
     }
