@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kube_authn_core::{
     BindingRule, CaBundle, ClientId, ClusterName, EntityRef, IdentityBinding, Issuer, Lifetimes, LoginConfig,
-    Problem, TokenForCluster,
+    Problem, Secret, TokenForCluster,
 };
 
 use crate::{AppConfig, ConfigValue, findings::Findings, schedule::optional_duration};
@@ -62,6 +62,7 @@ impl Logins {
         let settings = Settings::read(&block, findings);
         let by_cluster = clusters(&block, &settings, findings);
         let default = settings.login();
+        secret_needs_client(&block, default.as_ref(), findings);
         let expose_token = one_of(
             &block.child("exposeToken"),
             &[
@@ -96,6 +97,8 @@ impl Logins {
 struct Settings {
     issuer: Option<Issuer>,
     client_id: Option<ClientId>,
+    client_secret: Option<Secret>,
+    audience: Option<ClientId>,
     ca: CaBundle,
     token_for_cluster: TokenForCluster,
     binding: IdentityBinding,
@@ -112,7 +115,9 @@ impl Settings {
         ];
         Self {
             issuer: issuer(block, findings),
-            client_id: client_id(block, findings),
+            client_id: client_id(block, "clientId", findings),
+            client_secret: client_secret(block, findings),
+            audience: None,
             ca: findings
                 .keep(block.child("caFile").ca_file())
                 .flatten()
@@ -125,18 +130,27 @@ impl Settings {
         }
     }
 
-    /// The same settings with what one cluster says otherwise. One issuer's CA never vouches for another issuer.
+    /// The same settings with what one cluster says otherwise. One issuer's CA never vouches for another issuer, and a secret
+    /// is told to nobody but the issuer and as the client that it is written beside.
     fn overridden(&self, cluster: &ConfigValue<'_>, findings: &mut Findings) -> Self {
         let mut settings = self.clone();
         if let Some(issuer) = issuer(cluster, findings) {
             if settings.issuer.as_ref() != Some(&issuer) {
                 settings.ca = CaBundle::System;
+                settings.client_secret = None;
             }
             settings.issuer = Some(issuer);
         }
-        if let Some(client_id) = client_id(cluster, findings) {
+        if let Some(client_id) = client_id(cluster, "clientId", findings) {
+            if settings.client_id.as_ref() != Some(&client_id) {
+                settings.client_secret = None;
+            }
             settings.client_id = Some(client_id);
         }
+        if let Some(secret) = client_secret(cluster, findings) {
+            settings.client_secret = Some(secret);
+        }
+        settings.audience = client_id(cluster, "audience", findings);
         if let Some(ca) = findings.keep(cluster.child("caFile").ca_file()).flatten() {
             settings.ca = ca;
         }
@@ -146,6 +160,8 @@ impl Settings {
     fn login(self) -> Option<LoginConfig> {
         let mut login = LoginConfig::new(self.issuer?);
         login.client_id = self.client_id;
+        login.client_secret = self.client_secret;
+        login.audience = self.audience;
         login.ca = self.ca;
         login.token_for_cluster = self.token_for_cluster;
         login.binding = self.binding;
@@ -170,10 +186,6 @@ fn clusters(
             continue;
         };
         findings.extend(cluster.unknown_keys(&CLUSTER_KEYS));
-        let audience = cluster.child("audience");
-        if !audience.is_absent() {
-            findings.push(audience.problem("an audience of its own is not supported yet: remove the key"));
-        }
         let place = cluster.child("name");
         let name = place.string().and_then(|name| match ClusterName::new(name) {
             Ok(_) => Ok(name),
@@ -185,6 +197,7 @@ fn clusters(
         if login.is_none() && !issuer_is_wrong {
             findings.push(cluster.child("issuer").missing());
         }
+        secret_needs_client(&cluster, login.as_ref(), findings);
         if let (Some(name), Some(login)) = (name, login)
             && logins.insert(name.to_owned(), login).is_some()
         {
@@ -206,10 +219,23 @@ fn issuer_problem(block: &ConfigValue<'_>) -> Option<Problem> {
     findings.problems.pop()
 }
 
-fn client_id(block: &ConfigValue<'_>, findings: &mut Findings) -> Option<ClientId> {
-    let place = block.child("clientId");
+fn secret_needs_client(block: &ConfigValue<'_>, login: Option<&LoginConfig>, findings: &mut Findings) {
+    let place = block.child("clientSecret");
+    if !place.is_absent() && login.is_some_and(|login| login.client_id.is_none()) {
+        findings.push(place.problem("a secret is one client's: set clientId too"));
+    }
+}
+
+fn client_id(block: &ConfigValue<'_>, key: &str, findings: &mut Findings) -> Option<ClientId> {
+    let place = block.child(key);
     let text = findings.keep(place.optional_string()).flatten()?;
     findings.keep(ClientId::new(text).map_err(|error| place.problem(error.to_string())))
+}
+
+fn client_secret(block: &ConfigValue<'_>, findings: &mut Findings) -> Option<Secret> {
+    findings
+        .keep(block.child("clientSecret").optional_secret())
+        .flatten()
 }
 
 /// Deployments in the field carry `verifySignature: false`; taken by its word it would let anybody be anybody.
@@ -340,9 +366,10 @@ fn one_of<T: Copy>(place: &ConfigValue<'_>, choices: &[(&str, T)], findings: &mu
     chosen.map(|(_, value)| *value)
 }
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "issuer",
     "clientId",
+    "clientSecret",
     "caFile",
     "verifySignature",
     "dangerouslySkipVerification",
@@ -354,7 +381,7 @@ const KEYS: [&str; 11] = [
     "clusters",
 ];
 
-const CLUSTER_KEYS: [&str; 5] = ["name", "issuer", "clientId", "audience", "caFile"];
+const CLUSTER_KEYS: [&str; 6] = ["name", "issuer", "clientId", "clientSecret", "audience", "caFile"];
 
 const LIFETIME_KEYS: [&str; 3] = ["assume", "max", "streamGrace"];
 

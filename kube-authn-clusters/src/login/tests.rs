@@ -26,7 +26,8 @@ fn every_key_reaches_the_login() {
          tokenForCluster: access_token, identityBinding: [subject, email, 'claim:upn', first-use], \
          exposeToken: service, guests: ['user:Default/Nobody'], \
          lifetimes: { assume: 1h, max: { hours: 2 }, streamGrace: PT5S }, \
-         clusters: [{ name: other, issuer: 'https://j/', clientId: c2 }, { name: same, clientId: c3 }] }",
+         clientSecret: s1, clusters: [{ name: other, issuer: 'https://j/', clientId: c2, clientSecret: s2 }, \
+         { name: same, clientId: c3 }, { name: narrow, audience: narrow-cluster }] }",
     );
 
     assert_eq!((findings.problems, findings.warnings), (vec![], vec![]));
@@ -44,7 +45,12 @@ fn every_key_reaches_the_login() {
     expected.lifetimes.assume = Some(Duration::from_secs(3_600));
     expected.lifetimes.max = Some(Duration::from_secs(7_200));
     expected.lifetimes.stream_grace = Duration::from_secs(5);
+    expected.client_secret = Some(Secret::new("s1"));
     assert_eq!(login, &expected);
+    let narrow = logins.for_cluster("narrow").expect("a login");
+    expected.audience = Some(ClientId::new("narrow-cluster").expect("an audience"));
+    assert_eq!(narrow, &expected);
+    assert!(narrow.shares_logins_with(login));
     assert_eq!(logins.expose_token(), ExposeToken::Service);
     let other = logins.for_cluster("other").expect("a login");
     assert_eq!(
@@ -130,7 +136,7 @@ fn absent_client_and_absent_binding_are_warned_of() {
 fn mistakes_are_all_told_with_their_keys() {
     let told = told(
         "clusterAuth: { isuer: x, issuer: 'http://i/', tokenForCluster: jwt, identityBinding: email, exposeToken: all, \
-         guests: [guest, a/b], lifetimes: { asume: 1h, assume: 0s, max: 5 }, clusters: [{ name: a, audience: x, foo: 1 }, 7] }",
+         guests: [guest, a/b], lifetimes: { asume: 1h, assume: 0s, max: 5 }, clusters: [{ name: a, clientSecret: 7, foo: 1 }, 7] }",
     );
 
     let keys: Vec<_> = told.iter().map(|(key, _)| key.as_str()).collect();
@@ -147,7 +153,7 @@ fn mistakes_are_all_told_with_their_keys() {
             "clusterAuth.guests[0]",
             "clusterAuth.guests[1]",
             "clusterAuth.clusters[0].foo",
-            "clusterAuth.clusters[0].audience",
+            "clusterAuth.clusters[0].clientSecret",
             "clusterAuth.clusters[1]",
             "clusterAuth.exposeToken",
         ]
@@ -184,6 +190,27 @@ fn setting_that_vanished_never_loosens_a_login() {
         assert_eq!(told[0].0, key);
         assert!(told[0].1.contains("environment variable GONE is not set"));
     }
+}
+
+#[test]
+fn secret_of_one_client_is_never_told_to_another_issuer_or_as_another_client() {
+    let (logins, findings) = read(
+        "clusterAuth: { issuer: 'https://i/', clientId: c, clientSecret: s, clusters: [ \
+         { name: elsewhere, issuer: 'https://j/' }, { name: other, clientId: d }, \
+         { name: own, clientId: d, clientSecret: t }, { name: same, clientId: c }] }",
+    );
+
+    assert_eq!(findings.problems, vec![]);
+    let secret = |name| logins.for_cluster(name).expect("a login").client_secret.clone();
+    assert_eq!((secret("elsewhere"), secret("other")), (None, None));
+    assert_eq!(
+        (secret("own"), secret("same")),
+        (Some(Secret::new("t")), Some(Secret::new("s")))
+    );
+    assert_eq!(
+        told("clusterAuth: { issuer: 'https://i/', clientSecret: s }")[0].0,
+        "clusterAuth.clientSecret"
+    );
 }
 
 #[test]
