@@ -190,6 +190,9 @@ fn state(name: &str, login: &ClusterLogin, stored: Option<&Login>, now: Timestam
         end,
         expires_at: end.map(instant),
         refreshable: stored.is_some_and(|stored| stored.metadata.refreshable),
+        refreshing: stored
+            .and_then(|stored| stored.metadata.refreshing.as_ref())
+            .is_some_and(|mark| now < mark.until),
         subject: stored.map(|stored| stored.metadata.subject.to_string()),
     }
 }

@@ -55,6 +55,7 @@ async fn posted_tokens_are_stored_and_status_says_so() {
                     "authenticated": true,
                     "expiresAt": "2023-11-14T23:13:20.000Z",
                     "refreshable": true,
+                    "refreshing": false,
                     "subject": "alice-sub",
                 }],
             })
@@ -102,7 +103,7 @@ async fn status_without_tokens_has_no_expiry() {
     assert_eq!(status.get("expiresAt"), None);
     assert_eq!(
         status["clusters"],
-        json!([{ "name": "openportal", "issuer": service.issuer.url(), "authenticated": false, "refreshable": false }])
+        json!([{ "name": "openportal", "issuer": service.issuer.url(), "authenticated": false, "refreshable": false, "refreshing": false }])
     );
 }
 

@@ -5,18 +5,30 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use kube_authn_core::{
-    Clock, ClusterDetails, Credential, CredentialRequest, CredentialScope, EntityRef, Error, ErrorKind,
-    KubernetesAuthProvider, Login, LoginConfig, Metadata, Problem, Result, SystemClock, Token, TokenVault,
+    ClientId, Clock, ClusterDetails, Credential, CredentialRequest, CredentialScope, EntityRef, Error,
+    ErrorKind, KubernetesAuthProvider, Login, LoginConfig, Metadata, Problem, Result, SystemClock, Token,
+    TokenVault,
 };
+use kube_authn_oidc::LoginVerifier;
+
+use self::refresh::Refreshes;
+
+mod refresh;
+mod spend;
 
 /// The user authenticates with a token of the login that is stored for her: the ID token, or what
-/// [`LoginConfig::token_for_cluster`] says. Without a login there is an error, never another identity. Clones share the
-/// vault.
+/// [`LoginConfig::token_for_cluster`] says, or one that the issuer makes out of it for [`LoginConfig::audience`]. Without a
+/// login there is an error, never another identity. Clones share the vault and what is being refreshed.
+///
+/// With [`ClusterAuthProvider::with_issuers`], a login that has a refresh token is refreshed when somebody uses it: ahead of
+/// its end beside the request, once it has ended before the answer. Over all processes each refresh token is spent once, and
+/// a refresh goes on when nobody waits for it any more. Who does not use a login costs nothing.
 #[derive(Clone, Debug)]
 pub struct ClusterAuthProvider {
     vault: TokenVault,
     logins: Arc<HashMap<String, LoginConfig>>,
     default_login: Option<Arc<LoginConfig>>,
+    refreshes: Option<Arc<Refreshes>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -35,14 +47,32 @@ impl ClusterAuthProvider {
             vault,
             logins: Arc::new(logins),
             default_login: default_login.map(Arc::new),
+            refreshes: None,
             clock: Arc::new(SystemClock),
         }
+    }
+
+    /// Refreshes logins and exchanges tokens at these issuers: one verifier for each issuer and client.
+    ///
+    /// # Errors
+    /// `Unexpected` if the system has no random numbers.
+    pub fn with_issuers(mut self, logins: impl IntoIterator<Item = LoginVerifier>) -> Result<Self> {
+        self.refreshes = Some(Arc::new(Refreshes::new(logins)?));
+        Ok(self)
     }
 
     /// With another clock.
     pub fn with_clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
         self
+    }
+
+    /// Returns when no refresh is under way: a program that stops waits for this, since the issuer's answer to a refresh that
+    /// is cut off is lost.
+    pub async fn settled(&self) {
+        if let Some(refreshes) = &self.refreshes {
+            refreshes.settled().await;
+        }
     }
 
     fn login_config(&self, cluster: &ClusterDetails) -> Option<&LoginConfig> {
@@ -113,16 +143,27 @@ impl KubernetesAuthProvider for ClusterAuthProvider {
 
     async fn credential(&self, request: &CredentialRequest) -> Result<Credential> {
         let (user, config) = self.checked(request)?;
-        let login = self
-            .login(request, user, config)
-            .await?
-            .filter(|login| !login.handle.is_ended())
-            .ok_or_else(|| Error::new(ErrorKind::LoginRequired, NO_LOGIN))?;
-        let token = usable_token(&login, config, self.clock.now())
-            .ok_or_else(|| Error::new(ErrorKind::TokenExpired, LOGIN_EXPIRED))?;
-        Ok(Credential::bearer(&token.secret)?
-            .with_expires_at(token.expires_at)
-            .with_login(login.handle.clone()))
+        let stored = self.login(request, user, config).await?.ok_or_else(no_login)?;
+        let (login, ask_again) = self.up_to_date(config, stored).await?;
+        // It may have ended, or become somebody else's, while it was refreshed.
+        if login.handle.is_ended() || !config.is_own(&request.principal, &login) {
+            return Err(no_login());
+        }
+        let token = usable_token(&login, config, self.clock.now()).ok_or_else(expired)?;
+        let credential = match &config.audience {
+            Some(audience) => {
+                let token = self.exchanged(config, &login, token, audience).await?;
+                Credential::bearer(&token.secret)?.with_expires_at(token.expires_at)
+            }
+            None => {
+                let credential = Credential::bearer(&token.secret)?.with_expires_at(token.expires_at);
+                match ask_again {
+                    Some(at) => credential.with_refresh_at(at),
+                    None => credential,
+                }
+            }
+        };
+        Ok(credential.with_login(login.handle.clone()))
     }
 
     /// Reads the vault and changes nothing there: another try helps if the user has logged in anew meanwhile.
@@ -133,8 +174,36 @@ impl KubernetesAuthProvider for ClusterAuthProvider {
         let Ok(Some(login)) = self.login(request, user, config).await else {
             return false;
         };
-        usable_token(&login, config, self.clock.now()).is_some_and(|token| !refused.carries(&token.secret))
+        let token = usable_token(&login, config, self.clock.now());
+        // An exchange may give another token of the same login.
+        token.is_some_and(|token| config.audience.is_some() || !refused.carries(&token.secret))
     }
+}
+
+impl ClusterAuthProvider {
+    /// A token of the cluster's own audience. It lies in the cache alone, and dies with the login.
+    async fn exchanged(
+        &self,
+        config: &LoginConfig,
+        login: &Login,
+        token: &Token,
+        audience: &ClientId,
+    ) -> Result<Token> {
+        let verifier = self
+            .refreshes
+            .as_ref()
+            .and_then(|refreshes| refreshes.verifier(config))
+            .ok_or_else(|| Error::new(ErrorKind::ConfigInvalid, NO_ISSUER))?;
+        verifier.token_for_audience(login, &token.secret, audience).await
+    }
+}
+
+fn no_login() -> Error {
+    Error::new(ErrorKind::LoginRequired, NO_LOGIN)
+}
+
+fn expired() -> Error {
+    Error::new(ErrorKind::TokenExpired, LOGIN_EXPIRED)
 }
 
 /// The token for clusters if it is worth sending. A login whose grant the issuer withdrew holds none, which is for its
@@ -158,6 +227,7 @@ const NO_LOGIN: &str =
 const LOGIN_EXPIRED: &str =
     "Cluster authentication expired. Please re-authenticate at Settings → Auth Providers.";
 
+const NO_ISSUER: &str = "the cluster's tokens are made by an exchange, and the issuer is not at hand: pass its verifier to ClusterAuthProvider::with_issuers";
 const NO_LOGIN_CONFIG: &str = "no login is configured for this cluster: set clusterAuth.issuer, or list the cluster under clusterAuth.clusters";
 const INSECURE_TRANSPORT: &str = "stored user credentials must not travel over http:// or with skipTLSVerify: use https with a CA, or set dangerouslyAllowInsecureUserCredentials";
 

@@ -109,22 +109,34 @@ pub async fn cluster_access_with(
     vault: Option<TokenVault>,
     register: impl FnOnce(ProviderRegistry) -> ProviderRegistry,
 ) -> Result<ClusterAccess> {
-    let (access, ..) = access_of(read_effective(config).await, vault, register)?;
-    Ok(access)
+    access_of(read_effective(config).await, vault, register).map(|assembled| assembled.access)
 }
 
-/// As [`cluster_access_with`], of a configuration that was read already; with what of it is in force, and the strategies.
+/// What [`access_of`] makes.
+pub(crate) struct Assembled {
+    pub(crate) access: ClusterAccess,
+    /// What of the configuration is in force.
+    pub(crate) effective: EffectiveConfig,
+    pub(crate) strategies: Strategies,
+    /// The strategy that refreshes logins, if clusters take any.
+    pub(crate) cluster_auth: Option<ClusterAuthProvider>,
+}
+
+/// As [`cluster_access_with`], of a configuration that was read already.
 pub(crate) fn access_of(
     effective: EffectiveConfig,
     vault: Option<TokenVault>,
     register: impl FnOnce(ProviderRegistry) -> ProviderRegistry,
-) -> Result<(ClusterAccess, EffectiveConfig, Strategies)> {
+) -> Result<Assembled> {
     let takes_logins = vault.is_some();
     let pool = UpstreamPool::new(crypto_provider());
     let strategies = Strategies::new(&effective, &pool);
     let mut registry = strategies.registry();
-    if let Some(vault) = vault {
-        registry = registry.with(cluster_auth(vault, &effective.logins));
+    let cluster_auth = vault
+        .map(|vault| cluster_auth(vault, &effective.logins))
+        .transpose()?;
+    if let Some(cluster_auth) = &cluster_auth {
+        registry = registry.with(cluster_auth.clone());
     }
     let registry = register(registry);
 
@@ -144,7 +156,12 @@ pub(crate) fn access_of(
         Some(grace) => access.with_stream_grace(grace),
         None => access,
     };
-    Ok((access, effective, strategies))
+    Ok(Assembled {
+        access,
+        effective,
+        strategies,
+        cluster_auth,
+    })
 }
 
 /// `clusterAuth.lifetimes.streamGrace`: one for all logins, those of single clusters included.
@@ -207,12 +224,21 @@ pub(crate) fn validated(effective: EffectiveConfig, registry: &ProviderRegistry)
     checked(effective, registry, without_vault)
 }
 
-fn cluster_auth(vault: TokenVault, logins: &Logins) -> ClusterAuthProvider {
+fn cluster_auth(vault: TokenVault, logins: &Logins) -> Result<ClusterAuthProvider> {
     let by_cluster: HashMap<String, LoginConfig> = logins
         .by_cluster()
         .map(|(name, login)| (name.to_owned(), login.clone()))
         .collect();
-    ClusterAuthProvider::new(vault, by_cluster, logins.default_login().cloned())
+    let mut verifiers: Vec<LoginVerifier> = Vec::new();
+    for login in logins.default_login().into_iter().chain(by_cluster.values()) {
+        if !verifiers
+            .iter()
+            .any(|known| login.shares_logins_with(known.login()))
+        {
+            verifiers.push(verifier(login.clone(), &vault)?);
+        }
+    }
+    ClusterAuthProvider::new(vault, by_cluster, logins.default_login().cloned()).with_issuers(verifiers)
 }
 
 /// The strategy that gives the application's credential for a cluster: its own, or that which carries users' names.

@@ -19,4 +19,4 @@ pub use self::assemble::{
 pub use self::files::check_files;
 pub use self::reach::{Identity, Reach, reach};
 pub use self::reload::Reload;
-pub use self::service::{Service, service, service_for};
+pub use self::service::{Refreshes, Service, service, service_for};

@@ -64,7 +64,14 @@ impl Serve {
 
         let (told, stop) = oneshot::channel();
         let drain = Duration::from_secs(self.drain);
-        let serving = listener.serve(service, async { stop.await.unwrap_or_default() }, drain);
+        let refreshes = service.refreshes.clone();
+        let serving = async {
+            listener
+                .serve(service, async { stop.await.unwrap_or_default() }, drain)
+                .await;
+            // One that is cut off may cost its user the login.
+            let _ = tokio::time::timeout(REFRESHES, refreshes.settled()).await;
+        };
         let twice = async {
             signals.next().await;
             let _ = told.send(());
@@ -206,6 +213,8 @@ impl From<Error> for Refusal {
 
 /// Kubernetes kills a pod 30 s after it told it to stop.
 const DRAIN_SECONDS: u64 = 25;
+/// Longer than an issuer is waited for.
+const REFRESHES: Duration = Duration::from_secs(45);
 /// Reading the files costs a millisecond, and whoever changes them waits for it.
 const RELOAD_EVERY: Duration = Duration::from_secs(2);
 /// A change is taken over if the files still say the same then: whoever writes several writes them at once.

@@ -35,6 +35,22 @@ pub struct Service {
     pub gateways: Vec<PeerRange>,
     /// Takes over what changed in the configuration.
     pub reload: Reload,
+    /// What must not be cut off when the program stops.
+    pub refreshes: Refreshes,
+}
+
+/// The refreshes of users' logins that are under way. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Refreshes(Option<ClusterAuthProvider>);
+
+impl Refreshes {
+    /// Returns when none is under way: what an issuer answers to one that is cut off is lost, and its user has to log in
+    /// again.
+    pub async fn settled(&self) {
+        if let Some(cluster_auth) = &self.0 {
+            cluster_auth.settled().await;
+        }
+    }
 }
 
 /// The routes of an app-config: token API, Kubernetes proxy, cluster list, health. Call it once: with `metrics` it becomes
@@ -73,7 +89,8 @@ async fn assembled(
     metrics: bool,
 ) -> Result<Service> {
     let vault = vault_of(&effective).await?;
-    let (access, effective, strategies) = access_of(effective, vault.clone(), |registry| registry)?;
+    let assembled = access_of(effective, vault.clone(), |registry| registry)?;
+    let (access, effective, strategies) = (assembled.access, assembled.effective, assembled.strategies);
 
     let mut health = Health::new().with_clusters(access.clone());
     let mut cluster_auth = None;
@@ -99,6 +116,7 @@ async fn assembled(
         knows_callers: !callers.is_empty(),
         gateways: Vec::new(),
         reload,
+        refreshes: Refreshes(assembled.cluster_auth),
     })
 }
 
@@ -178,8 +196,10 @@ pub(crate) fn logins(effective: &EffectiveConfig, vault: &TokenVault) -> Result<
         let Some(login) = effective.logins.for_cluster(name) else {
             continue;
         };
-        let same = |known: &LoginConfig| known.issuer == login.issuer && known.client_id == login.client_id;
-        match logins.iter_mut().find(|(known, _)| same(known)) {
+        match logins
+            .iter_mut()
+            .find(|(known, _)| login.shares_logins_with(known))
+        {
             Some((_, clusters)) => clusters.push(name.to_owned()),
             None => logins.push((login.clone(), vec![name.to_owned()])),
         }

@@ -40,6 +40,7 @@ pub(super) struct ClusterState {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) expires_at: Option<String>,
     pub(super) refreshable: bool,
+    pub(super) refreshing: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) subject: Option<String>,
 }
