@@ -9,17 +9,27 @@
 //   GET  /healthz                     every issuer has listened
 //   POST /{issuer}/rotate?keep=true   a new signing key; keep=false also forgets the old ones
 //   POST /{issuer}/delay?ms=500       every further answer comes that late
+//   POST /{issuer}/token?late=5000    the token endpoint does its work at once and answers that late
+//   POST /{issuer}/token?trouble=x    it does nothing: x is status (500), garbage (200), hang, reset; or none
 //   POST /{issuer}/lifetimes?idToken=5   seconds, for tokens issued from now on
 //   POST /{issuer}/stop | /start      connections are refused | answered again, on the same port
+//   GET  /{issuer}/refresh-tokens?login=alice   how many are good: { "good": 1 }
 //   GET  /{issuer}/grants             how often each grant type has succeeded and failed: { "success": {..}, "error": {..} }
-import { generateKeyPairSync, randomUUID } from 'node:crypto';
+import {
+  createPrivateKey, createPublicKey, generateKeyPairSync, randomUUID, sign, verify,
+} from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { createServer as createHttp } from 'node:http';
 import { createServer as createHttps } from 'node:https';
-import { Provider } from 'oidc-provider';
+import { Provider, errors } from 'oidc-provider';
 
 const HOST = '127.0.0.1';
 const DEVICE_CODE = 'urn:ietf:params:oauth:grant-type:device_code';
+// RFC 8693, which oidc-provider leaves to its users.
+const TOKEN_EXCHANGE = 'urn:ietf:params:oauth:grant-type:token-exchange';
+const ID_TOKEN = 'urn:ietf:params:oauth:token-type:id_token';
+const EXCHANGE_AUDIENCE = 'narrow';
+const EXCHANGED_SECONDS = 300;
 
 // Whoever isn't listed signs in as well: <login>@example.com, verified, in no group.
 const USERS = {
@@ -94,12 +104,29 @@ class Issuer {
     this.rows = new Map();
     this.keys = [];
     this.delay = 0;
+    this.late = 0;
+    this.trouble = 'none';
     this.idToken = settings.idTokenSeconds;
     this.grants = { success: {}, error: {} };
     this.server = createHttps(tls, (request, response) => {
-      setTimeout(() => this.handler(request, response), this.delay);
+      setTimeout(() => this.answer(request, response), this.delay);
     });
     this.rotate(false);
+  }
+
+  answer(request, response) {
+    if (request.method === 'POST' && request.url === '/token') {
+      switch (this.trouble) {
+        case 'status': response.writeHead(500).end('down'); return;
+        case 'garbage': response.writeHead(200).end('<html>'); return;
+        case 'reset': request.socket.destroy(); return;
+        case 'hang': return;
+        default:
+      }
+      const end = response.end.bind(response);
+      response.end = (...body) => { setTimeout(() => end(...body), this.late); return response; };
+    }
+    this.handler(request, response);
   }
 
   rotate(keep) {
@@ -111,6 +138,9 @@ class Issuer {
     // The first key that fits signs.
     this.keys = keep ? [key, ...this.keys] : [key];
     const provider = new Provider(this.url, this.configuration());
+    provider.registerGrantType(TOKEN_EXCHANGE, (ctx) => this.exchange(ctx), [
+      'subject_token', 'subject_token_type', 'requested_token_type', 'audience',
+    ]);
     provider.on('server_error', (_ctx, error) => console.error(error));
     for (const outcome of ['success', 'error']) {
       provider.on(`grant.${outcome}`, (ctx) => {
@@ -119,6 +149,51 @@ class Issuer {
       });
     }
     this.handler = provider.callback();
+  }
+
+  // An ID token of this client becomes one of another audience.
+  exchange(ctx) {
+    const { params, client } = ctx.oidc;
+    const claims = this.read(params.subject_token);
+    if (params.subject_token_type !== ID_TOKEN || params.requested_token_type !== ID_TOKEN
+      || claims?.aud !== client.clientId || claims.exp <= Date.now() / 1000) {
+      throw new errors.InvalidRequest('no ID token of this client');
+    }
+    if (params.audience !== EXCHANGE_AUDIENCE) throw new errors.InvalidTarget('unknown audience');
+    const iat = Math.floor(Date.now() / 1000);
+    const { at_hash: _, nonce: __, ...rest } = claims;
+    ctx.body = {
+      access_token: this.sign({
+        ...rest, aud: params.audience, azp: client.clientId, iat, exp: iat + EXCHANGED_SECONDS,
+      }),
+      issued_token_type: ID_TOKEN,
+      token_type: 'N_A',
+      expires_in: EXCHANGED_SECONDS,
+    };
+  }
+
+  sign(claims) {
+    const [jwk] = this.keys;
+    const encode = (value) => Buffer.from(JSON.stringify(value)).toString('base64url');
+    const text = `${encode({ alg: jwk.alg, kid: jwk.kid, typ: 'JWT' })}.${encode(claims)}`;
+    const key = { key: createPrivateKey({ key: jwk, format: 'jwk' }), dsaEncoding: 'ieee-p1363' };
+    return `${text}.${sign('sha256', Buffer.from(text), key).toString('base64url')}`;
+  }
+
+  // The claims of a token that one of our keys signed.
+  read(token) {
+    const [header, claims, signature] = (token ?? '').split('.');
+    const signed = (jwk) => {
+      const key = { key: createPublicKey({ key: jwk, format: 'jwk' }), dsaEncoding: 'ieee-p1363' };
+      return verify('sha256', Buffer.from(`${header}.${claims}`), key, Buffer.from(signature ?? '', 'base64url'));
+    };
+    return this.keys.some(signed) ? JSON.parse(Buffer.from(claims, 'base64url')) : undefined;
+  }
+
+  goodRefreshTokens(login) {
+    const good = ([key, { payload, until }]) => key.startsWith('RefreshToken:')
+      && payload.accountId === login && !payload.consumed && until > Date.now();
+    return [...this.rows].filter(good).length;
   }
 
   listen() {
@@ -178,7 +253,7 @@ class Issuer {
       application_type: 'native',
       token_endpoint_auth_method: 'none',
       id_token_signed_response_alg: this.settings.algorithm,
-      grant_types: ['authorization_code', 'refresh_token', DEVICE_CODE],
+      grant_types: ['authorization_code', 'refresh_token', DEVICE_CODE, TOKEN_EXCHANGE],
       response_types: ['code'],
       redirect_uris: ['127.0.0.1', 'localhost', '[::1]'].flatMap((host) => (
         [`http://${host}/callback`, `http://${host}/`])),
@@ -205,6 +280,11 @@ class Issuer {
     switch (`${method} ${verb}`) {
       case 'POST rotate': return this.rotate(query.get('keep') !== 'false');
       case 'POST delay': this.delay = Number(query.get('ms')); return undefined;
+      case 'POST token':
+        this.late = Number(query.get('late') ?? 0);
+        this.trouble = query.get('trouble') ?? 'none';
+        return undefined;
+      case 'GET refresh-tokens': return { good: this.goodRefreshTokens(query.get('login')) };
       case 'POST lifetimes': this.idToken = Number(query.get('idToken')); return undefined;
       case 'POST stop': return this.close();
       case 'POST start': return this.listen();

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request};
+use http::{Method, Request, header};
 use serde_json::Value;
+use url::form_urlencoded;
 
 use crate::{
     browser,
-    error::{Context, Result},
+    error::{Context, Error, Result},
     http::Http,
 };
 
@@ -57,6 +58,23 @@ impl Issuer {
         Ok(tokens["id_token"].as_str().unwrap_or_default().to_owned())
     }
 
+    /// Spends a refresh token, and returns the token endpoint's answer.
+    ///
+    /// # Errors
+    /// When the issuer refuses it.
+    pub async fn refresh(&self, refresh_token: &str, client_id: &str) -> Result<Value> {
+        let form = form_urlencoded::Serializer::new(String::new())
+            .append_pair("grant_type", "refresh_token")
+            .append_pair("refresh_token", refresh_token)
+            .append_pair("client_id", client_id)
+            .finish();
+        let request = Request::post(format!("{}/token", self.url))
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Bytes::from(form))
+            .context("write the token request")?;
+        browser::json(&self.http.send(request).await?).context("spend a refresh token")
+    }
+
     /// Signs with a new key from now on; the old keys stay in the key set if `keep_old`.
     ///
     /// # Errors
@@ -75,6 +93,39 @@ impl Issuer {
         self.command(Method::POST, &format!("delay?ms={}", delay.as_millis()))
             .await
             .map(drop)
+    }
+
+    /// Lets the token endpoint do its work at once and answer this much later.
+    ///
+    /// # Errors
+    /// When the admin port doesn't answer.
+    pub async fn set_late_tokens(&self, late: Duration) -> Result<()> {
+        self.command(Method::POST, &format!("token?late={}", late.as_millis()))
+            .await
+            .map(drop)
+    }
+
+    /// Makes the token endpoint do nothing but trouble: `status` (500), `garbage` (200), `hang`, `reset`; `none` ends it.
+    ///
+    /// # Errors
+    /// When the admin port doesn't answer.
+    pub async fn set_token_trouble(&self, trouble: &str) -> Result<()> {
+        self.command(Method::POST, &format!("token?trouble={trouble}"))
+            .await
+            .map(drop)
+    }
+
+    /// How many refresh tokens of `username` are neither spent nor revoked.
+    ///
+    /// # Errors
+    /// When the admin port doesn't answer.
+    pub async fn good_refresh_tokens(&self, username: &str) -> Result<u64> {
+        let answer = self
+            .command(Method::GET, &format!("refresh-tokens?login={username}"))
+            .await?;
+        answer["good"]
+            .as_u64()
+            .ok_or_else(|| Error::new("the issuer doesn't say how many tokens are good"))
     }
 
     /// Sets the lifetime of ID tokens issued from now on (not those of the client `kubernetes-short`).

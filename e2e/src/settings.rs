@@ -182,7 +182,7 @@ fn authentication(ca: &Authority, ports: Ports) -> Value {
                 },
             },
             {
-                "issuer": issuer(ports.issuer_b, &["kubernetes", "kubernetes-short"]),
+                "issuer": issuer(ports.issuer_b, &["kubernetes", "kubernetes-short", "narrow"]),
                 "claimMappings": {
                     "username": { "claim": "email", "prefix": "" },
                     "groups": { "claim": "groups", "prefix": "oidc:" },

@@ -403,7 +403,10 @@ async fn an_expired_token_never_reaches_the_api_server() {
     let mut config = app_config(cluster);
     config["clusterAuth"]["clientId"] = json!("kubernetes-short");
     let portal = Portal::with_config(cluster, &config).await;
-    let (alice, _) = portal.sign_in("alice").await;
+    let alice = user("alice");
+    let mut tokens = portal.tokens_of("alice").await.unwrap();
+    tokens.refresh_token = None;
+    portal.hand_over(&alice, tokens).await.unwrap();
     let namespace = "team-a-dev";
     let pods = portal.pods(&alice, OPENPORTAL, namespace).await;
     let probe = ListParams::default().labels("probe=expiry");

@@ -6,8 +6,10 @@
     reason = "the doors are those of the crates, not of what tests them"
 )]
 
+pub(crate) mod fleet;
 pub(crate) mod log;
 pub(crate) mod pod;
+pub(crate) mod recorder;
 pub(crate) mod relay;
 pub(crate) mod stage;
 pub(crate) mod stand_in;

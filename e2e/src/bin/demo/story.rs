@@ -122,9 +122,12 @@ async fn tell(cluster: &TestCluster, place: &Place, telling: &mut Telling) -> Re
     let carol = Person::arrive(cluster, place, "carol").await?;
     telling.refused(carol.runs("get pods -n team-a", telling).await, NO_LOGIN);
 
-    telling.step("carol logs in, and her ID token is about to end");
+    telling.step("carol logs in without a refresh token, and her ID token is about to end");
     cluster.issuer_b().set_id_token_lifetime(SHORT_LIFE).await?;
-    secrets.extend(login::secrets(&log_in(cluster, &carol, telling).await?));
+    let mut carols = sign_in(cluster, &carol).await?;
+    secrets.extend(login::secrets(&carols));
+    carols.refresh_token = None;
+    hand_over(&carol, &carols, telling).await?;
     telling.refused(carol.runs("get pods -n team-a", telling).await, EXPIRED_LOGIN);
 
     nobody_becomes_somebody_else(&alice, &bobs, telling).await?;
@@ -265,6 +268,12 @@ pub(crate) async fn log_in(
     person: &Person,
     telling: &Telling,
 ) -> Result<PostedTokens, Failure> {
+    let tokens = sign_in(cluster, person).await?;
+    hand_over(person, &tokens, telling).await?;
+    Ok(tokens)
+}
+
+async fn sign_in(cluster: &TestCluster, person: &Person) -> Result<PostedTokens, Failure> {
     // Where the login daemon of seed 004 listens; nobody opens it here.
     let redirect_uri = Url::parse("http://127.0.0.1:8000/callback")?;
     let browse = async |url: &Url| -> Result<Url, Failure> {
@@ -274,10 +283,13 @@ pub(crate) async fn log_in(
     };
     let ca = cluster.ca_path();
     let issuer = cluster.issuer_b().url();
-    let tokens = login::sign_in(issuer, Some(&ca), "kubernetes", redirect_uri, browse).await?;
-    let answer = login::post(&person.caller, &tokens).await?;
+    login::sign_in(issuer, Some(&ca), "kubernetes", redirect_uri, browse).await
+}
+
+async fn hand_over(person: &Person, tokens: &PostedTokens, telling: &Telling) -> Result<(), Failure> {
+    let answer = login::post(&person.caller, tokens).await?;
     telling.line(format!("POST /api/cluster-auth/tokens: {answer}"));
-    Ok(tokens)
+    Ok(())
 }
 
 async fn next_line(lines: &mut Lines<BufReader<ChildStdout>>) -> Result<String, Failure> {

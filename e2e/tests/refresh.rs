@@ -1,0 +1,293 @@
+//! Refresh of logins by `kube-authn serve` over one store, at an issuer that spends a refresh token once and withdraws the
+//! grant of one that comes again.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the doors are those of the crates, not of what tests them"
+)]
+#![allow(clippy::print_stderr, reason = "says what was measured")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use http::Request;
+use kube_authn_e2e::{Caller, Issuer, TestCluster};
+use serde_json::{Value, json};
+use support::{
+    EXPIRED_LOGIN, NO_LOGIN, OPENPORTAL, eventually,
+    fleet::{Fleet, ask, config, post},
+    recorder::Recorder,
+    within,
+};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    task::JoinSet,
+    time::sleep,
+};
+
+/// Processes over one store in front of a recording cluster, and the trouble that this test alone may make.
+struct Scene {
+    fleet: Fleet,
+    recorder: Recorder,
+    issuer: &'static Issuer,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Scene {
+    async fn new(processes: usize, store: &Value) -> Self {
+        static TURN: Mutex<()> = Mutex::const_new(());
+        let turn = TURN.lock().await;
+        let cluster = TestCluster::shared().await.unwrap();
+        let recorder = Recorder::start(cluster.authority()).await;
+        let issuer = cluster.issuer_b();
+        // What the test before left.
+        issuer.set_token_trouble("none").await.unwrap();
+        issuer
+            .set_id_token_lifetime(Duration::from_secs(3600))
+            .await
+            .unwrap();
+        let config = config(cluster, &[(OPENPORTAL, &recorder.url())]);
+        Self {
+            fleet: Fleet::start(cluster, processes, store, config).await,
+            recorder,
+            issuer,
+            _turn: turn,
+        }
+    }
+
+    /// Logs somebody in with an ID token that is worth nothing any more, and a refresh token that is.
+    async fn log_in(&self, name: &str) -> (Caller, Value) {
+        let caller = self.fleet.caller(name, 0).await;
+        self.issuer.set_id_token_lifetime(SHORTEST_LIFE).await.unwrap();
+        let tokens = self.issuer.sign_in(name, "kubernetes").await.unwrap();
+        post(&caller, &tokens).await;
+        self.issuer
+            .set_id_token_lifetime(Duration::from_secs(3600))
+            .await
+            .unwrap();
+        sleep(SHORTEST_LIFE - USABLE_MARGIN).await;
+        (caller, tokens)
+    }
+
+    /// How many refresh tokens came to the issuer, the refused ones included.
+    async fn refreshes(&self) -> u64 {
+        let grants = self.issuer.grants().await.unwrap();
+        let count = |outcome: &str| grants[outcome]["refresh_token"].as_u64().unwrap_or(0);
+        count("success") + count("error")
+    }
+
+    /// Sends a request that begins a refresh, and returns when the issuer has spent the refresh token.
+    async fn begin_refresh(&self, caller: &Caller) -> tokio::task::JoinHandle<(u16, Value)> {
+        let before = self.refreshes().await;
+        let caller = caller.clone();
+        let asking = tokio::spawn(async move {
+            let path = format!("/api/kubernetes/clusters/{OPENPORTAL}/proxy/version");
+            // Its process may be killed.
+            caller.get(&path).await.unwrap_or((0, Value::Null))
+        });
+        eventually(LIMIT, "the refresh", async || {
+            (self.refreshes().await > before).then_some(())
+        })
+        .await;
+        asking
+    }
+}
+
+fn sqlite() -> Value {
+    json!({ "type": "sqlite", "url": "sqlite://${FOLDER}/kube-authn.db" })
+}
+
+/// 16 processes × 32 requests when the token has ended, the issuer takes 5 s.
+async fn many_requests_of_many_processes(store: &Value) {
+    let scene = Scene::new(PROCESSES, store).await;
+    let (caller, tokens) = scene.log_in("alice").await;
+    scene
+        .issuer
+        .set_late_tokens(Duration::from_secs(5))
+        .await
+        .unwrap();
+    let before = scene.refreshes().await;
+
+    let begin = Instant::now();
+    let mut requests = JoinSet::new();
+    for process in 0..PROCESSES {
+        let caller = scene.fleet.at(&caller, process);
+        for _ in 0..REQUESTS {
+            let caller = caller.clone();
+            requests.spawn(async move { ask(&caller).await });
+        }
+    }
+    while let Some(answer) = requests.join_next().await {
+        let (status, answer) = answer.unwrap();
+        assert_eq!(status, 200, "{answer}");
+    }
+
+    assert_eq!(scene.refreshes().await - before, 1, "one refresh");
+    let sent = scene.recorder.take();
+    eprintln!("{} requests within {:?}", PROCESSES * REQUESTS, begin.elapsed());
+    assert_eq!(sent.values().sum::<usize>(), PROCESSES * REQUESTS);
+    assert_eq!(sent.len(), 1, "all with the same token");
+    let old = format!("Bearer {}", tokens["id_token"].as_str().unwrap());
+    assert!(!sent.contains_key(&old), "a new one");
+    assert_eq!(scene.issuer.good_refresh_tokens("alice").await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refresh_token_is_never_spent_twice_over_sqlite() {
+    many_requests_of_many_processes(&sqlite()).await;
+}
+
+/// The process that spends the refresh token is killed before the answer comes.
+async fn killed_between_claim_and_answer(store: &Value) {
+    let scene = Scene::new(2, store).await;
+    let (carol, _) = scene.log_in("carol").await;
+    scene
+        .issuer
+        .set_late_tokens(Duration::from_secs(5))
+        .await
+        .unwrap();
+    let before = scene.refreshes().await;
+    let asking = scene.begin_refresh(&carol).await;
+
+    scene.fleet.kill(0);
+    scene.issuer.set_late_tokens(Duration::ZERO).await.unwrap();
+
+    asking.await.unwrap();
+    let carol = scene.fleet.at(&carol, 1);
+    let path = format!("/api/kubernetes/clusters/{OPENPORTAL}/proxy/version");
+    let refused = eventually(MARK_AND_MORE, "an outcome", async || {
+        match carol.get(&path).await {
+            // It waits until who has claimed the refresh must be taken for dead.
+            Err(_) | Ok((503 | 504, _)) => None,
+            Ok(answer) => Some(answer),
+        }
+    });
+    let (status, answer) = refused.await;
+    assert_eq!((status, message(&answer)), (401, EXPIRED_LOGIN), "{answer}");
+    assert!(scene.refreshes().await - before <= 2, "one more at most");
+    assert_eq!(
+        scene.recorder.take().len(),
+        0,
+        "nothing was sent with an old token"
+    );
+    let tokens = scene.issuer.sign_in("carol", "kubernetes").await.unwrap();
+    post(&carol, &tokens).await;
+    assert_eq!(ask(&carol).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_is_told_when_a_killed_process_took_the_refresh_token_along_over_sqlite() {
+    killed_between_claim_and_answer(&sqlite()).await;
+}
+
+#[tokio::test]
+async fn process_that_is_told_to_stop_finishes_its_refresh() {
+    let mut scene = Scene::new(1, &sqlite()).await;
+    let (dora, _) = scene.log_in("dora").await;
+    scene
+        .issuer
+        .set_late_tokens(Duration::from_secs(4))
+        .await
+        .unwrap();
+    let asking = scene.begin_refresh(&dora).await;
+
+    let ended = scene.fleet.processes.remove(0).stop().await.unwrap();
+
+    asking.await.unwrap();
+    assert_eq!(ended.code(), Some(0));
+    let before = scene.refreshes().await;
+    scene.fleet.add().await;
+    let dora = scene.fleet.at(&dora, 0);
+    assert_eq!(ask(&dora).await.0, 200);
+    assert_eq!(scene.refreshes().await, before, "nothing was left to do");
+}
+
+#[tokio::test]
+async fn issuer_that_is_in_trouble_never_logs_anybody_out() {
+    let scene = Scene::new(1, &sqlite()).await;
+    let (erin, _) = scene.log_in("erin").await;
+
+    scene.issuer.set_token_trouble("status").await.unwrap();
+    let failing = ask(&erin).await;
+    scene.issuer.set_token_trouble("none").await.unwrap();
+    scene.issuer.stop().await.unwrap();
+    let gone = eventually(LIMIT, "another attempt", async || {
+        let answer = ask(&erin).await;
+        (message(&answer.1) != message(&failing.1)).then_some(answer)
+    })
+    .await;
+    scene.issuer.start().await.unwrap();
+
+    for (status, answer) in [&failing, &gone] {
+        assert_eq!(*status, 503, "{answer}");
+    }
+    let (_, login) = erin.get("/api/cluster-auth/status").await.unwrap();
+    assert_eq!(login["clusters"][0]["refreshable"], true, "{login}");
+    eventually(LIMIT, "the issuer's return", async || {
+        (ask(&erin).await.0 == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn withdrawn_grant_asks_for_a_login() {
+    let scene = Scene::new(1, &sqlite()).await;
+    let (frank, tokens) = scene.log_in("frank").await;
+    // Somebody else spends it: the issuer withdraws the grant when it comes again.
+    let refresh_token = tokens["refresh_token"].as_str().unwrap();
+    scene.issuer.refresh(refresh_token, "kubernetes").await.unwrap();
+
+    let (status, answer) = ask(&frank).await;
+
+    assert_eq!((status, message(&answer)), (401, EXPIRED_LOGIN), "{answer}");
+    let (_, login) = frank.get("/api/cluster-auth/status").await.unwrap();
+    let cluster = &login["clusters"][0];
+    assert_eq!(
+        (&cluster["authenticated"], &cluster["refreshable"]),
+        (&json!(false), &json!(false))
+    );
+    assert_eq!(scene.recorder.take().len(), 0);
+}
+
+#[tokio::test]
+async fn logout_during_a_refresh_leaves_no_good_refresh_token() {
+    let scene = Scene::new(2, &sqlite()).await;
+    let (gina, _) = scene.log_in("gina").await;
+    scene
+        .issuer
+        .set_late_tokens(Duration::from_secs(3))
+        .await
+        .unwrap();
+    let asking = scene.begin_refresh(&gina).await;
+    let (_, login) = gina.get("/api/cluster-auth/status").await.unwrap();
+    assert_eq!(login["clusters"][0]["refreshing"], true, "{login}");
+
+    // At another process.
+    let elsewhere = scene.fleet.at(&gina, 1);
+    let (status, _) = elsewhere
+        .send(Request::delete("/api/cluster-auth/tokens"), &Value::Null)
+        .await
+        .unwrap();
+
+    assert_eq!(status, 200);
+    let (status, answer) = within(LIMIT, "the answer", asking).await.unwrap();
+    assert_eq!((status, message(&answer)), (401, NO_LOGIN), "{answer}");
+    let (_, login) = gina.get("/api/cluster-auth/status").await.unwrap();
+    assert_eq!(login["clusters"][0]["authenticated"], false);
+    assert_eq!(scene.issuer.good_refresh_tokens("gina").await.unwrap(), 0);
+    assert_eq!(scene.recorder.take().len(), 0);
+}
+
+fn message(answer: &Value) -> &str {
+    answer["message"].as_str().unwrap_or_default()
+}
+
+const PROCESSES: usize = 16;
+const REQUESTS: usize = 32;
+/// A token that ends in less is not sent any more.
+const USABLE_MARGIN: Duration = Duration::from_secs(30);
+const SHORTEST_LIFE: Duration = Duration::from_secs(33);
+const LIMIT: Duration = Duration::from_secs(60);
+/// A refresh mark lasts 40 s.
+const MARK_AND_MORE: Duration = Duration::from_secs(120);
