@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use http::Request;
 use kube_authn_e2e::{Caller, Issuer, TestCluster};
+use kube_authn_test_servers::Postgres;
 use serde_json::{Value, json};
 use support::{
     EXPIRED_LOGIN, NO_LOGIN, OPENPORTAL, eventually,
@@ -94,14 +95,19 @@ impl Scene {
     }
 }
 
+/// A database of its own on this server.
+fn postgres(server: &Postgres) -> Value {
+    json!({ "type": "postgres", "url": server.database() })
+}
+
 fn sqlite() -> Value {
     json!({ "type": "sqlite", "url": "sqlite://${FOLDER}/kube-authn.db" })
 }
 
 /// 16 processes × 32 requests when the token has ended, the issuer takes 5 s.
-async fn many_requests_of_many_processes(store: &Value) {
+async fn many_requests_of_many_processes(store: &Value, user: &str) {
     let scene = Scene::new(PROCESSES, store).await;
-    let (caller, tokens) = scene.log_in("alice").await;
+    let (caller, tokens) = scene.log_in(user).await;
     scene
         .issuer
         .set_late_tokens(Duration::from_secs(5))
@@ -130,12 +136,18 @@ async fn many_requests_of_many_processes(store: &Value) {
     assert_eq!(sent.len(), 1, "all with the same token");
     let old = format!("Bearer {}", tokens["id_token"].as_str().unwrap());
     assert!(!sent.contains_key(&old), "a new one");
-    assert_eq!(scene.issuer.good_refresh_tokens("alice").await.unwrap(), 1);
+    assert_eq!(scene.issuer.good_refresh_tokens(user).await.unwrap(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refresh_token_is_never_spent_twice_over_sqlite() {
-    many_requests_of_many_processes(&sqlite()).await;
+    many_requests_of_many_processes(&sqlite(), "alice").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refresh_token_is_never_spent_twice_over_postgres() {
+    let server = Postgres::start();
+    many_requests_of_many_processes(&postgres(&server), "ida").await;
 }
 
 /// The process that spends the refresh token is killed before the answer comes.
@@ -179,6 +191,40 @@ async fn killed_between_claim_and_answer(store: &Value) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn user_is_told_when_a_killed_process_took_the_refresh_token_along_over_sqlite() {
     killed_between_claim_and_answer(&sqlite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_is_told_when_a_killed_process_took_the_refresh_token_along_over_postgres() {
+    let server = Postgres::start();
+    killed_between_claim_and_answer(&postgres(&server)).await;
+}
+
+/// The database is restarted between the claim and the issuer's answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restart_of_postgres_in_the_middle_of_a_refresh_costs_nobody_the_login() {
+    let mut server = Postgres::start();
+    let scene = Scene::new(2, &postgres(&server)).await;
+    let (hugo, _) = scene.log_in("hugo").await;
+    scene
+        .issuer
+        .set_late_tokens(Duration::from_secs(3))
+        .await
+        .unwrap();
+    let before = scene.refreshes().await;
+    let asking = scene.begin_refresh(&hugo).await;
+
+    tokio::task::block_in_place(|| server.restart());
+
+    asking.await.unwrap();
+    for process in 0..2 {
+        let hugo = scene.fleet.at(&hugo, process);
+        eventually(LIMIT, "the new token", async || {
+            (ask(&hugo).await.0 == 200).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(scene.refreshes().await - before, 1, "none was lost");
+    assert_eq!(scene.recorder.take().len(), 1);
 }
 
 #[tokio::test]
