@@ -145,7 +145,8 @@ impl PostgresTokenStore {
 
     async fn migrated(&self) -> Result<(), Failed> {
         let migrate = || schema::migrate(&self.0.connections);
-        self.0.migrated.get_or_try_init(migrate).await.map(|()| ())
+        self.0.migrated.get_or_try_init(migrate).await?;
+        Ok(())
     }
 
     async fn read<'q>(&self, statement: impl Fn() -> Statement<'q>) -> Result<Vec<PgRow>> {

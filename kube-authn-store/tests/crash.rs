@@ -10,73 +10,132 @@ mod support;
 
 use std::{
     io::{BufRead, BufReader},
-    path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use kube_authn_core::{Claim, LoginId, Secret, TokenStore, TokenVault};
 use kube_authn_store::{
-    SqliteTokenStore,
+    PostgresTokenStore, SqliteTokenStore,
     sqlx::{self, ConnectOptions, sqlite::SqliteConnectOptions},
 };
+use kube_authn_test_servers::Postgres;
 use support::{end, fixed_keys, id_token_of, key, login_of};
 
-const FILE: &str = "KUBE_AUTHN_TEST_FILE";
+const URL: &str = "KUBE_AUTHN_TEST_URL";
 const USERS: usize = 8;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_process_never_leaves_half_a_row_or_a_crossed_user() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("logins.db");
+    survives_kills(&format!("sqlite://{}", path.display())).await;
+
+    let mut sql = SqliteConnectOptions::new()
+        .filename(&path)
+        .connect()
+        .await
+        .expect("connected");
+    let verdict: String = sqlx::query_scalar("PRAGMA integrity_check")
+        .fetch_one(&mut sql)
+        .await
+        .expect("checked");
+    assert_eq!(verdict, "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_process_never_leaves_half_a_row_or_a_crossed_user_in_postgres() {
+    let server = Postgres::start();
+    survives_kills(&server.database()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_postgres_never_loses_a_save_that_it_acknowledged() {
+    let mut server = Postgres::start();
+    let url = server.database();
+    let mut acknowledged = [0_u64; USERS];
+
+    for round in 0..rounds() / 4 {
+        let store = open(&url).await;
+        let vault = TokenVault::new(store, fixed_keys());
+        let saving: Vec<_> = (0..USERS)
+            .map(|user| {
+                let vault = vault.clone();
+                tokio::spawn(async move {
+                    let mut last = 0;
+                    while let Some(count) = save_once(&vault, user).await {
+                        last = count;
+                    }
+                    last
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(40 + u64::from(round) * 37 % 400)).await;
+        server.kill();
+        for (user, saving) in saving.into_iter().enumerate() {
+            let last = saving.await.expect("joined");
+            acknowledged[user] = acknowledged[user].max(last);
+        }
+        server.start_again();
+
+        check(&url, &acknowledged, round).await;
+    }
+    assert!(acknowledged.iter().sum::<u64>() > 0, "nothing was ever saved");
+}
+
+/// Kills children while they save, and looks at what they left.
+async fn survives_kills(url: &str) {
     let mut acknowledged = [0_u64; USERS];
     let mut saves = 0;
-
-    for round in 0..20 {
-        for (user, count) in killed_while_saving(&path, Duration::from_millis(40 + round * 7)) {
+    for round in 0..rounds() {
+        for (user, count) in killed_while_saving(url, Duration::from_millis(40 + u64::from(round) * 7 % 180))
+        {
             acknowledged[user] = acknowledged[user].max(count);
             saves += 1;
         }
-
-        let mut sql = SqliteConnectOptions::new()
-            .filename(&path)
-            .connect()
-            .await
-            .expect("connected");
-        let verdict: String = sqlx::query_scalar("PRAGMA integrity_check")
-            .fetch_one(&mut sql)
-            .await
-            .expect("checked");
-        assert_eq!(verdict, "ok", "round {round}");
-        let store = open(&path).await;
-        let vault = TokenVault::new(store.clone(), fixed_keys());
-        let rows = store.scan(None, 1_000).await.expect("scanned");
-        assert!(rows.len() <= USERS);
-        for (user, acknowledged) in acknowledged.iter().enumerate() {
-            let name = format!("u{user}");
-            let login = vault.load(&key(&name)).await.expect("a whole row");
-            let Some(login) = login else {
-                assert_eq!(*acknowledged, 0, "round {round}: an acknowledged login is gone");
-                continue;
-            };
-            assert_eq!(
-                login.tokens.id_token.map(|token| token.secret),
-                Some(id_token_of(&name))
-            );
-            assert!(
-                count(login.tokens.refresh_token.as_ref()) >= *acknowledged,
-                "round {round}: a save is gone"
-            );
-        }
+        check(url, &acknowledged, round).await;
     }
     assert!(saves >= 200, "the children saved {saves} times only");
 }
 
+/// Every acknowledged save is there, whole, and its user's.
+async fn check(url: &str, acknowledged: &[u64; USERS], round: u32) {
+    let store = open(url).await;
+    let vault = TokenVault::new(Arc::clone(&store), fixed_keys());
+    let rows = store.scan(None, 1_000).await.expect("scanned");
+    assert!(rows.len() <= USERS);
+    for (user, acknowledged) in acknowledged.iter().enumerate() {
+        let name = format!("u{user}");
+        let login = vault.load(&key(&name)).await.expect("a whole row");
+        let Some(login) = login else {
+            assert_eq!(*acknowledged, 0, "round {round}: an acknowledged login is gone");
+            continue;
+        };
+        assert_eq!(
+            login.tokens.id_token.map(|token| token.secret),
+            Some(id_token_of(&name))
+        );
+        assert!(
+            count(login.tokens.refresh_token.as_ref()) >= *acknowledged,
+            "round {round}: a save is gone"
+        );
+    }
+}
+
+/// A sample, or all with `cargo xtask test --long`.
+fn rounds() -> u32 {
+    match std::env::var_os("KUBE_AUTHN_TEST_LONG") {
+        Some(_) => 1_000,
+        None => 20,
+    }
+}
+
 /// Runs this program again as [`saves_until_it_is_killed`], kills it, and gives what it said it had saved.
-fn killed_while_saving(path: &Path, after_the_first: Duration) -> Vec<(usize, u64)> {
+fn killed_while_saving(url: &str, after_the_first: Duration) -> Vec<(usize, u64)> {
     let mut child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--ignored", "--exact", "saves_until_it_is_killed", "--nocapture"])
-        .env(FILE, path)
+        .env(URL, url)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -110,34 +169,15 @@ fn killed_while_saving(path: &Path, after_the_first: Duration) -> Vec<(usize, u6
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the child of the test above; never ends by itself"]
 async fn saves_until_it_is_killed() {
-    let Some(path) = std::env::var_os(FILE) else {
+    let Some(url) = std::env::var_os(URL) else {
         return;
     };
-    let vault = TokenVault::new(open(Path::new(&path)).await, fixed_keys());
+    let vault = TokenVault::new(open(&url.to_string_lossy()).await, fixed_keys());
     let tasks: Vec<_> = (0..USERS)
         .map(|user| {
             let vault = vault.clone();
             tokio::spawn(async move {
-                let key = key(&format!("u{user}"));
-                if vault.load(&key).await.expect("loaded").is_none() {
-                    vault
-                        .log_in(&key, login_of(&format!("u{user}")))
-                        .await
-                        .expect("stored");
-                }
-                loop {
-                    let login = vault.load(&key).await.expect("loaded").expect("a login");
-                    let next = count(login.tokens.refresh_token.as_ref()) + 1;
-                    let owner = LoginId::from_bytes([user as u8; 16]);
-                    // A mark left by the last child looks like a running refresh: saving goes on past it.
-                    let claimed = match vault.claim_refresh(&login, owner, end()).await.expect("claimed") {
-                        Claim::Ours(claimed) => claimed,
-                        Claim::Running { .. } => login,
-                        other => panic!("{other:?}"),
-                    };
-                    let token = Secret::new(format!("{next}.{}", "x".repeat(2_000)));
-                    let saved = vault.save_refresh_token(&claimed, token).await.expect("saved");
-                    vault.release_refresh(&saved).await.expect("released");
+                while let Some(next) = save_once(&vault, user).await {
                     println!("saved {user} {next}");
                 }
             })
@@ -146,6 +186,30 @@ async fn saves_until_it_is_killed() {
     for task in tasks {
         let _: Result<(), _> = task.await;
     }
+}
+
+/// Saves the next refresh token of this user, as a refresh does, and says which one it was; `None` once the store is gone.
+async fn save_once(vault: &TokenVault, user: usize) -> Option<u64> {
+    let name = format!("u{user}");
+    let login = match vault.load(&key(&name)).await.ok()? {
+        Some(login) => login,
+        None => {
+            vault.log_in(&key(&name), login_of(&name)).await.ok()?;
+            vault.load(&key(&name)).await.ok()??
+        }
+    };
+    let next = count(login.tokens.refresh_token.as_ref()) + 1;
+    let owner = LoginId::from_bytes([user as u8; 16]);
+    // A mark left by the last child looks like a running refresh: saving goes on past it.
+    let claimed = match vault.claim_refresh(&login, owner, end()).await.ok()? {
+        Claim::Ours(claimed) => claimed,
+        Claim::Running { .. } => login,
+        other => panic!("{other:?}"),
+    };
+    let token = Secret::new(format!("{next}.{}", "x".repeat(2_000)));
+    let saved = vault.save_refresh_token(&claimed, token).await.ok()?;
+    vault.release_refresh(&saved).await.ok()?;
+    Some(next)
 }
 
 /// How often a refresh token was saved, as the token itself says.
@@ -157,8 +221,9 @@ fn count(token: Option<&Secret>) -> u64 {
         .unwrap_or(0)
 }
 
-async fn open(path: &Path) -> SqliteTokenStore {
-    SqliteTokenStore::open(&format!("sqlite://{}", path.display()))
-        .await
-        .expect("a store")
+async fn open(url: &str) -> Arc<dyn TokenStore> {
+    match url.starts_with("sqlite:") {
+        true => Arc::new(SqliteTokenStore::open(url).await.expect("a store")),
+        false => Arc::new(PostgresTokenStore::open(url).await.expect("a store")),
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    fs,
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
@@ -17,6 +18,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Postgres {
     keeper: Keeper,
+    pid: u32,
     port: u16,
     databases: AtomicU32,
 }
@@ -41,6 +43,18 @@ impl Postgres {
 
     /// The same with other settings, and with PostgreSQL's own care for the disk unless they say otherwise.
     pub fn start_with(settings: Settings<'_>) -> Self {
+        Self::make(settings, |_| {})
+    }
+
+    /// A server that also offers TLS, with this certificate and key (PEM).
+    pub fn start_with_tls(certificate: &str, key: &str) -> Self {
+        Self::make(&[("fsync", "off"), ("ssl", "on")], |keeper| {
+            keeper.write("data/server.crt", certificate);
+            keeper.write("data/server.key", key);
+        })
+    }
+
+    fn make(settings: Settings<'_>, fill: impl FnOnce(&Keeper)) -> Self {
         packages();
         let port = free_port();
         let keeper = Keeper::new("postgres", |folder| command(folder, port));
@@ -69,6 +83,7 @@ impl Postgres {
             .map(|(name, value)| format!("{name} = '{value}'\n"))
             .collect();
         keeper.write("data/postgresql.auto.conf", &lines);
+        fill(&keeper);
         Self::running(keeper, port)
     }
 
@@ -92,6 +107,7 @@ impl Postgres {
     fn running(keeper: Keeper, port: u16) -> Self {
         let mut postgres = Self {
             keeper,
+            pid: 0,
             port,
             databases: AtomicU32::new(0),
         };
@@ -167,27 +183,27 @@ impl Postgres {
 
     /// Stops as a crash does, by SIGKILL.
     pub fn kill(&mut self) {
+        let rest = children(self.pid);
         self.keeper.end(Signal::Kill);
-        // The rest of the server's processes notice the death of the first, and end by themselves a moment later; a new
-        // server refuses to start before that.
+        // The rest of the server's processes notice the death of the first one and end; until then they serve whoever is
+        // connected, and no new server starts.
+        let begin = Instant::now();
+        while rest.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
+            assert!(begin.elapsed() < START_LIMIT, "PostgreSQL does not die");
+            std::thread::sleep(POLL);
+        }
     }
 
     /// Starts at the same URL what was stopped or killed, and waits until it answers.
     pub fn start_again(&mut self) {
         let begin = Instant::now();
-        self.keeper.start();
-        let mut started = Instant::now();
+        self.pid = self.keeper.start();
         while !self.answers() {
             assert!(
                 begin.elapsed() < START_LIMIT,
                 "PostgreSQL does not start:\n{}",
                 self.log()
             );
-            if started.elapsed() > TRY_AGAIN && self.log().trim_end().ends_with(STILL_IN_USE) {
-                self.keeper.end(Signal::Kill);
-                self.keeper.start();
-                started = Instant::now();
-            }
             std::thread::sleep(POLL);
         }
     }
@@ -248,13 +264,24 @@ fn tool(name: &str) -> PathBuf {
     postgres_program(name).unwrap_or_else(|| panic!("PostgreSQL has no program {name}"))
 }
 
+/// The processes that this one started.
+fn children(parent: u32) -> Vec<String> {
+    let processes = fs::read_dir("/proc").expect("the processes").flatten();
+    let is_child = |pid: &String| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name stands in brackets, and may hold anything.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        fields.split_whitespace().nth(1) == Some(&parent.to_string())
+    };
+    processes
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(is_child)
+        .collect()
+}
+
 /// Ten times what a recovery takes on an idle machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
-/// The end of a server that gave up is visible by then.
-const TRY_AGAIN: Duration = Duration::from_millis(200);
-/// What a server says that starts while processes of a killed one still live.
-const STILL_IN_USE: &str = "Terminate any old server processes associated with data directory";
 
 #[cfg(test)]
 mod tests {

@@ -23,7 +23,8 @@ impl Address {
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
         for (name, _) in path.split_once('?').iter().flat_map(|(_, query)| pairs(query)) {
-            if !PARAMETERS.contains(&name) && !(name.starts_with("options[") && name.ends_with(']')) {
+            let is_known = PARAMETERS.contains(&name) || name.starts_with("options[") && name.ends_with(']');
+            if !is_known {
                 return Err(refused("it has a parameter that this store does not know"));
             }
         }

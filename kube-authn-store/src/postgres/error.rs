@@ -1,6 +1,6 @@
 //! What PostgreSQL said, as the family's error.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, io, time::Duration};
 
 use kube_authn_core::{Error, ErrorKind};
 
@@ -55,12 +55,16 @@ impl PostgresError {
 
     /// Whether waiting does not help: somebody has to change the configuration or the server.
     pub(super) fn is_of_the_configuration(&self) -> bool {
-        matches!(self, Self::Refused { code, .. }
-            if code.starts_with(AUTHENTICATION) || [NO_DATABASE, NO_PRIVILEGE, NO_SCHEMA].contains(&code.as_str()))
-            || matches!(
-                self,
-                Self::Connection(sqlx::Error::Tls(_) | sqlx::Error::Configuration(_))
-            )
+        match self {
+            Self::Refused { code, .. } => {
+                code.starts_with(AUTHENTICATION)
+                    || [NO_DATABASE, NO_PRIVILEGE, NO_SCHEMA].contains(&code.as_str())
+            }
+            Self::Connection(sqlx::Error::Tls(_) | sqlx::Error::Configuration(_)) => true,
+            // What rustls says of a certificate comes so.
+            Self::Connection(sqlx::Error::Io(error)) => error.kind() == io::ErrorKind::InvalidData,
+            _ => false,
+        }
     }
 
     /// A failure of the store at this place.
