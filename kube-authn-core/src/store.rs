@@ -150,7 +150,8 @@ impl LoginEvents {
         Self(receiver)
     }
 
-    /// The next event; `None` once the store is gone.
+    /// The next event; `None` once the subscription ended, since the store is gone or its connection broke. What happens
+    /// from then on is lost: who subscribes again has missed what came between.
     pub async fn next(&mut self) -> Option<LoginEvent> {
         self.0.recv().await
     }

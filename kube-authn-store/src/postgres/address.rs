@@ -136,3 +136,64 @@ const PARAMETERS: [&str; 12] = [
     "application_name",
     "options",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_servers_share_user_database_and_parameters() {
+        let url = "postgresql://portal:p%40ss@one:5433,two,[::1]:5434/db?application_name=x";
+
+        let address = Address::parse(url).expect("a URL");
+
+        assert_eq!(address.place, "one:5433,two:5432,[::1]:5434/db");
+        for server in &address.servers {
+            assert_eq!(
+                (server.get_username(), server.get_application_name()),
+                ("portal", Some("x"))
+            );
+        }
+        assert_eq!(format!("{address:?}"), address.place);
+    }
+
+    #[test]
+    fn server_that_nobody_verifies_is_told_unless_it_is_local() {
+        let first = |url: &str| Address::parse(url).expect("a URL").unverified();
+        for url in [
+            "postgres://u@localhost/d",
+            "postgres://u@127.0.0.1/d",
+            "postgres://u@[::1]/d",
+            "postgres:///d?host=/run/postgresql",
+            "postgres://u@db/d?sslmode=verify-full",
+            "postgres://u@db/d?sslmode=verify-ca",
+            "postgres://u@db/d?sslmode=require&sslrootcert=/ca.pem",
+        ] {
+            assert_eq!(first(url), None, "{url}");
+        }
+        for (url, server) in [
+            ("postgres://u@db/d", "db:5432"),
+            ("postgres://u@db/d?sslmode=require", "db:5432"),
+            ("postgres://u@localhost,db:6000/d", "db:6000"),
+        ] {
+            assert_eq!(first(url).as_deref(), Some(server), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_url_is_refused_and_not_shown() {
+        for url in [
+            "",
+            "canary",
+            "sqlite://canary",
+            "postgres://u:canary@h:x/d",
+            "postgres://u:can/ary@h/d",
+            "postgres://u@h/d?canary=1",
+            "postgres://u@h/d?sslmode=canary",
+        ] {
+            let error = Address::parse(url).expect_err(url);
+            assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{url}");
+            assert!(!format!("{error} {error:?}").contains("canary"), "{error:?}");
+        }
+    }
+}
