@@ -1,7 +1,7 @@
 //! What does sealing cost a login that is loaded or saved?
 //!
-//! Row 8: the sealed SQLite store, through the vault, against the bare sqlx statement on the same file with the same
-//! settings; the same for Redis; and sealing alone, AES-256-GCM-SIV against AES-256-GCM.
+//! Row 8: the sealed SQLite and PostgreSQL stores, through the vault, against the bare sqlx statement on the same database
+//! with the same settings, the Redis one against the bare command; and sealing alone, AES-256-GCM-SIV against AES-256-GCM.
 #![allow(
     missing_docs,
     clippy::expect_used,
@@ -38,6 +38,9 @@ use sqlx::{
 };
 use tokio::runtime::Runtime;
 
+#[path = "store/postgres.rs"]
+mod postgres;
+
 const ROUNDS: usize = 15;
 /// Loads and saves of each subject.
 const LOADS: usize = 6_000;
@@ -51,6 +54,7 @@ fn main() {
     let bench = runtime.block_on(Bench::new(&folder.path().join("logins.db")));
     bench.load(&runtime);
     bench.save(&runtime);
+    postgres::run(&runtime);
     redis::run(&runtime);
     seal();
     let mut criterion = kube_authn_benches::criterion();
@@ -117,7 +121,7 @@ impl Bench {
     /// second. `save_refresh_token` is the vault's save of one statement.
     fn save(&self, runtime: &Runtime) {
         let keys = [key(0), key(1), key(2)];
-        let mut claimed = runtime.block_on(self.claim(&keys[2]));
+        let mut claimed = runtime.block_on(claim(&self.vault, &keys[2]));
         let rounds: Rounds<f64, 3> = Rounds::run(SAVES, |subject| {
             runtime.block_on(async {
                 let key = &keys[subject];
@@ -145,16 +149,6 @@ impl Bench {
             &rounds,
         );
         report(8, "save, sealed, SQLite", &figure(&rounds, 2), "≤ 1.15 × bare");
-    }
-
-    async fn claim(&self, key: &TokenKey) -> Login {
-        let login = self.vault.load(key).await.expect("a row").expect("a login");
-        let until = SystemClock.now() + Duration::from_secs(3600);
-        let owner = LoginId::from_bytes([1; 16]);
-        match self.vault.claim_refresh(&login, owner, until).await {
-            Ok(Claim::Ours(login)) => login,
-            other => panic!("nobody else claims: {other:?}"),
-        }
     }
 
     /// The statement of the store with nothing around it: the sealed bytes are all that is taken from the row.
@@ -199,6 +193,16 @@ impl Bench {
         .execute(&self.writer)
         .await;
         assert_eq!(done.expect("saved").rows_affected(), 1);
+    }
+}
+
+async fn claim(vault: &TokenVault, key: &TokenKey) -> Login {
+    let login = vault.load(key).await.expect("a row").expect("a login");
+    let until = SystemClock.now() + Duration::from_secs(3600);
+    let owner = LoginId::from_bytes([1; 16]);
+    match vault.claim_refresh(&login, owner, until).await {
+        Ok(Claim::Ours(login)) => login,
+        other => panic!("nobody else claims: {other:?}"),
     }
 }
 
