@@ -189,8 +189,9 @@ impl Http1Lane {
                     return;
                 };
                 let mut idle = lane.lock();
-                idle.connections
-                    .retain_mut(|connection| connection.since.elapsed() < IDLE_TIMEOUT && connection.settle());
+                idle.connections.retain_mut(|connection| {
+                    connection.since.elapsed() < IDLE_TIMEOUT && connection.settle()
+                });
                 if idle.connections.is_empty() {
                     idle.swept = false;
                     return;
