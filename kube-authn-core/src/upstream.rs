@@ -48,8 +48,8 @@ use http2::{Http2Lane, Sent};
 use lease::Lease;
 use trust::Trust;
 
-/// The transports of all clusters. Clones share them. Connections live in tasks of the tokio runtime that they were first
-/// needed in, and end with it.
+/// The transports of all clusters. Clones share them. Connections belong to the tokio runtime that they were first needed
+/// in, and end with it.
 #[derive(Clone)]
 pub struct UpstreamPool(Arc<Pool>);
 

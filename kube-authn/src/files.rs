@@ -125,7 +125,9 @@ async fn client_certificate(cluster: &ClusterDetails) -> Option<Problem> {
 )]
 fn read(path: &Path) -> Result<Secret, String> {
     let failed = |why: &str| format!("cannot use the file {}: {why}", path.display());
-    is_there(path)?;
+    if is_there(path)? > MAX_BYTES {
+        return Err(failed(&format!("it has more than {MAX_BYTES} bytes")));
+    }
     let content = Secret::new(fs::read(path).map_err(|error| failed(&error.to_string()))?);
     match content.expose().trim_ascii() {
         [] => Err(failed("it is empty")),
@@ -133,16 +135,19 @@ fn read(path: &Path) -> Result<Secret, String> {
     }
 }
 
-/// A regular file, of a size at which it may be read at once.
+/// How many bytes it has: a regular file.
 #[allow(
     clippy::disallowed_methods,
     reason = "a named reader: files that strategies will read"
 )]
-fn is_there(path: &Path) -> Result<(), String> {
+fn is_there(path: &Path) -> Result<u64, String> {
     let found = fs::metadata(path).map_err(|error| error.to_string());
     let found = found.and_then(|found| match found.is_file() {
-        true => Ok(()),
+        true => Ok(found.len()),
         false => Err("it is no regular file".to_owned()),
     });
     found.map_err(|why| format!("cannot use the file {}: {why}", path.display()))
 }
+
+/// As strategies read them: a token, a bundle of certificates, a key file.
+const MAX_BYTES: u64 = 64 * 1024;

@@ -858,3 +858,19 @@ kubeAuthn:
         "{messages:?}"
     );
 }
+
+#[test]
+fn file_that_no_strategy_would_read_for_its_size_is_told() {
+    let config = "
+kubeAuthn:
+  strategies:
+    azure: { tenantId: t, clientId: c, federatedTokenFile: large }
+";
+    let place = Place::new(&[("app-config.yaml", config), ("large", &"x".repeat(64 * 1024 + 1))]);
+
+    let run = place.run(&["check", "--json"], &[]);
+
+    let messages = run.messages();
+    assert_eq!(messages.len(), 1, "{messages:?}");
+    assert!(messages[0].contains("more than 65536 bytes"), "{messages:?}");
+}

@@ -159,7 +159,8 @@ impl Http1Lane {
     fn pop(&self) -> Option<Connection> {
         let epoch = self.0.connector.epoch();
         let mut idle = self.lock();
-        idle.connections.retain(|connection| connection.epoch == epoch);
+        idle.connections
+            .retain(|connection| connection.epoch == epoch && connection.since.elapsed() < IDLE_TIMEOUT);
         idle.connections.pop()
     }
 
