@@ -20,7 +20,7 @@ use crate::{
 
 mod slots;
 
-use slots::{Key, Slot, SlotState, Slots};
+use slots::{Key, Refusal, Slot, SlotState, Slots};
 
 /// Caches credentials over any provider, usually a [`ProviderRegistry`](crate::ProviderRegistry). Clones share the cache.
 ///
@@ -121,19 +121,49 @@ impl<P: KubernetesAuthProvider> CachingProvider<P> {
             return true;
         }
         let slot = self.0.slots.slot(&key);
-        {
+        let mut another = {
             let mut state = slot.lock();
-            if state.refetched.is_some_and(|at| at.elapsed() < REFETCH_PAUSE) {
-                return false;
+            match &state.refusal {
+                Some(last) if last.at.elapsed() < REFETCH_PAUSE => {
+                    if last.generation < refused.generation() {
+                        return false;
+                    }
+                    last.another.clone()
+                }
+                _ => {
+                    let another = self.ask_for_another(&key, &slot, request, refused);
+                    state.refusal = Some(Refusal {
+                        generation: refused.generation(),
+                        at: Instant::now(),
+                        another: another.clone(),
+                    });
+                    another
+                }
             }
-            state.refetched = Some(Instant::now());
-        }
-        let another = self.0.provider.invalidate(request, refused).await;
-        if another {
-            let mut state = slot.lock();
-            state.next_epoch();
-            self.0.slots.drop_generation(&key, refused.generation());
-        }
+        };
+        let answer = another.wait_for(Option::is_some).await;
+        answer.is_ok_and(|another| *another == Some(true))
+    }
+
+    /// Asks in a task of its own: whoever asked first may go away.
+    fn ask_for_another(
+        &self,
+        key: &Key<'_>,
+        slot: &Arc<Slot>,
+        request: &CredentialRequest,
+        refused: &Credential,
+    ) -> watch::Receiver<Option<bool>> {
+        let (answered, another) = watch::channel(None);
+        let (cache, slot, key) = (self.clone(), slot.clone(), key.to_owned_key());
+        let (request, refused) = (request.clone(), refused.clone());
+        tokio::spawn(async move {
+            let another = cache.0.provider.invalidate(&request, &refused).await;
+            if another {
+                slot.lock().next_epoch();
+                cache.0.slots.drop_generation(&key.as_key(), refused.generation());
+            }
+            answered.send_replace(Some(another));
+        });
         another
     }
 

@@ -12,7 +12,7 @@ use std::{
 
 use hashbrown::{HashTable, hash_table};
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::Flight;
 use crate::{ClusterStamp, Credential, Error, Principal};
@@ -77,8 +77,15 @@ pub(super) struct SlotState {
     flight: Option<Flight>,
     failure: Option<(Error, Instant)>,
     failures: u32,
-    /// When a refused credential was last fetched anew.
-    pub(super) refetched: Option<Instant>,
+    pub(super) refusal: Option<Refusal>,
+}
+
+/// A credential that the API server refused, and whether its strategy may have another one: asked once for everybody who
+/// was refused it.
+pub(super) struct Refusal {
+    pub(super) generation: u64,
+    pub(super) at: Instant,
+    pub(super) another: watch::Receiver<Option<bool>>,
 }
 
 impl Slot {

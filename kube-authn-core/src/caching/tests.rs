@@ -27,6 +27,7 @@ struct Scripted {
     failure: Mutex<Option<Error>>,
     login: Mutex<Option<LoginHandle>>,
     another_after_refusal: AtomicBool,
+    refusals: AtomicUsize,
 }
 
 impl Scripted {
@@ -45,6 +46,7 @@ impl Scripted {
             failure: Mutex::default(),
             login: Mutex::default(),
             another_after_refusal: AtomicBool::new(true),
+            refusals: AtomicUsize::new(0),
         })
     }
 
@@ -104,6 +106,8 @@ impl KubernetesAuthProvider for Scripted {
     }
 
     async fn invalidate(&self, _: &CredentialRequest, _: &Credential) -> bool {
+        self.refusals.fetch_add(1, Ordering::SeqCst);
+        tokio::task::yield_now().await;
         self.another_after_refusal.load(Ordering::SeqCst)
     }
 }
@@ -301,6 +305,35 @@ async fn truly_refused_credential_does_not_double_the_load() {
     tokio::time::advance(REFETCH_PAUSE).await;
     let credential = cache.credential(&request).await.expect("a credential");
     assert!(cache.invalidate(&request, &credential).await);
+}
+
+#[tokio::test]
+async fn all_who_were_refused_the_same_credential_try_again_and_the_source_is_asked_once() {
+    let provider = Scripted::new(CredentialScope::Application);
+    let (cache, request) = (provider.cache(), request());
+    let refused = cache.credential(&request).await.expect("a credential");
+
+    let asking: Vec<_> = (0..50)
+        .map(|_| {
+            let (cache, request, refused) = (cache.clone(), request.clone(), refused.clone());
+            tokio::spawn(async move { cache.invalidate(&request, &refused).await })
+        })
+        .collect();
+    // Whoever asked first hangs up; the others get their answer all the same.
+    tokio::task::yield_now().await;
+    asking[0].abort();
+    for other in asking.into_iter().skip(1) {
+        assert!(other.await.expect("not cancelled"));
+    }
+
+    assert!(cache.invalidate(&request, &refused).await, "nor who comes late");
+    let second = cache.credential(&request).await.expect("a credential");
+    assert!(cache.invalidate(&request, &refused).await);
+    assert!(!cache.invalidate(&request, &second).await, "it is truly refused");
+    assert_eq!(
+        (provider.refusals.load(Ordering::SeqCst), provider.fetches()),
+        (1, 2)
+    );
 }
 
 #[tokio::test]

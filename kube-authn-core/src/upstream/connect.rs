@@ -111,9 +111,12 @@ impl Connector {
     /// was last read, the file is read again, and if it changed there is one more try.
     pub(crate) async fn connect(&self, offer: Offer) -> Result<Connected, Failure> {
         let deadline = Instant::now() + self.timeout;
+        let epoch = self.epoch();
         let attempt = async {
             match self.attempt(offer, deadline).await {
-                Err(failure) if failure.is_tls() && self.renew().await => self.attempt(offer, deadline).await,
+                Err(failure) if failure.is_tls() && self.renew(epoch).await => {
+                    self.attempt(offer, deadline).await
+                }
                 result => result,
             }
         };
@@ -185,9 +188,9 @@ impl Connector {
         Err(failure)
     }
 
-    async fn renew(&self) -> bool {
+    async fn renew(&self, epoch: u64) -> bool {
         match &self.tls {
-            Some((_, trust)) => trust.renew().await,
+            Some((_, trust)) => trust.renew(epoch).await,
             None => false,
         }
     }

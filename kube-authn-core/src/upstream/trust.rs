@@ -70,9 +70,8 @@ impl Trust {
         }
     }
 
-    /// Reads the CA file now. Says whether that changed anything.
-    pub(crate) async fn renew(self: &Arc<Self>) -> bool {
-        let before = self.epoch();
+    /// Reads the CA file now. Says whether another one is in force than in this epoch, by whoever read it.
+    pub(crate) async fn renew(self: &Arc<Self>, before: u64) -> bool {
         self.is_file() && self.read().await.is_ok() && self.epoch() != before
     }
 
@@ -185,3 +184,37 @@ const HTTP1: &[u8] = b"http/1.1";
 /// How often the CA file is looked at while requests flow. A rotated CA overlaps the old one by hours; a handshake that
 /// fails looks at once.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use rustls::crypto::aws_lc_rs;
+
+    use super::*;
+
+    fn authority() -> String {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut parameters = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        parameters.self_signed(&key).expect("a certificate").pem()
+    }
+
+    #[tokio::test]
+    async fn all_whose_handshake_failed_under_the_old_ca_learn_of_the_new_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, authority()).expect("written");
+        let trust = Trust::new(
+            Arc::new(aws_lc_rs::default_provider()),
+            TlsTrust::new(CaBundle::File(file.clone().into())),
+            None,
+        );
+        let failed_under = trust.settings().await.expect("settings").epoch;
+        assert!(!trust.renew(failed_under).await, "the file is the same");
+
+        std::fs::write(&file, authority()).expect("written");
+
+        for _ in 0..3 {
+            assert!(trust.renew(failed_under).await);
+        }
+    }
+}
