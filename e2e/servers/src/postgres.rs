@@ -188,7 +188,10 @@ impl Postgres {
         // The rest of the server's processes notice the death of the first one and end; until then they serve whoever is
         // connected, and no new server starts.
         let begin = Instant::now();
-        while rest.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
+        while rest
+            .iter()
+            .any(|pid| status(pid).is_some_and(|fields| !fields.starts_with('Z')))
+        {
             assert!(begin.elapsed() < START_LIMIT, "PostgreSQL does not die");
             std::thread::sleep(POLL);
         }
@@ -268,15 +271,21 @@ fn tool(name: &str) -> PathBuf {
 fn children(parent: u32) -> Vec<String> {
     let processes = fs::read_dir("/proc").expect("the processes").flatten();
     let is_child = |pid: &String| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name stands in brackets, and may hold anything.
-        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let fields = status(pid).unwrap_or_default();
         fields.split_whitespace().nth(1) == Some(&parent.to_string())
     };
     processes
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(is_child)
         .collect()
+}
+
+/// State, parent and what follows them in a process's `stat`.
+fn status(pid: &str) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before them stands in brackets, and may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    Some(fields.trim_start().to_owned())
 }
 
 /// Ten times what a recovery takes on an idle machine.
