@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use http::Request;
 use kube_authn_e2e::{Caller, Issuer, TestCluster};
-use kube_authn_test_servers::Postgres;
+use kube_authn_test_servers::{Postgres, Redis};
 use serde_json::{Value, json};
 use support::{
     EXPIRED_LOGIN, NO_LOGIN, OPENPORTAL, eventually,
@@ -100,6 +100,10 @@ fn postgres(server: &Postgres) -> Value {
     json!({ "type": "postgres", "url": server.database() })
 }
 
+fn redis(server: &Redis) -> Value {
+    json!({ "type": "redis", "url": server.url() })
+}
+
 fn sqlite() -> Value {
     json!({ "type": "sqlite", "url": "sqlite://${FOLDER}/kube-authn.db" })
 }
@@ -150,6 +154,12 @@ async fn refresh_token_is_never_spent_twice_over_postgres() {
     many_requests_of_many_processes(&postgres(&server), "ida").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refresh_token_is_never_spent_twice_over_redis() {
+    let server = Redis::start();
+    many_requests_of_many_processes(&redis(&server), "jan").await;
+}
+
 /// The process that spends the refresh token is killed before the answer comes.
 async fn killed_between_claim_and_answer(store: &Value) {
     let scene = Scene::new(2, store).await;
@@ -197,6 +207,12 @@ async fn user_is_told_when_a_killed_process_took_the_refresh_token_along_over_sq
 async fn user_is_told_when_a_killed_process_took_the_refresh_token_along_over_postgres() {
     let server = Postgres::start();
     killed_between_claim_and_answer(&postgres(&server)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_is_told_when_a_killed_process_took_the_refresh_token_along_over_redis() {
+    let server = Redis::start();
+    killed_between_claim_and_answer(&redis(&server)).await;
 }
 
 /// The database is restarted between the claim and the issuer's answer.

@@ -12,6 +12,7 @@ pub use kube_authn_core;
 pub use kube_authn_http;
 pub use kube_authn_oidc;
 pub use kube_authn_providers;
+pub use kube_authn_store;
 
 pub use self::assemble::{
     cluster_access, cluster_access_with, effective_config, impersonation_rules, login_verifier, vault,
