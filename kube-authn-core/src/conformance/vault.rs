@@ -72,6 +72,8 @@ pub async fn all<F: Future<Output = VaultFixture>>(fresh: impl Fn() -> F) {
     vault_ends::logout_elsewhere_is_seen_here(&fresh().await).await;
     vault_ends::load_that_began_before_a_logout_hands_out_nothing(&fresh().await).await;
     vault_ends::gap_ends_what_is_gone_and_keeps_the_rest(&fresh().await).await;
+    vault_ends::told_lies_end_nobody_and_damage_nothing(&fresh().await).await;
+    vault_ends::end_is_believed_once_the_store_confirms_it(&fresh().await).await;
     vault_ends::dropped_vault_stops_watching(&fresh().await).await;
     vault_damage::changed_row_is_damaged_and_harms_no_other(&fresh().await).await;
     vault_damage::old_row_put_back_is_refused_by_who_saw_a_newer_one(&fresh().await).await;

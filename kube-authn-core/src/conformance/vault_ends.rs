@@ -7,7 +7,7 @@ use super::{
     puppet::PuppetStore,
     vault::{VaultFixture, after, alice, key, login, ok, present},
 };
-use crate::{LoginEvent, LoginHandle, TokenStore};
+use crate::{LoginEvent, LoginHandle, Revision, TokenStore};
 
 /// Logout here.
 pub async fn logout_ends_every_credential_before_it_returns(fixture: &VaultFixture) {
@@ -124,6 +124,59 @@ pub async fn gap_ends_what_is_gone_and_keeps_the_rest(fixture: &VaultFixture) {
     ends(&gone).await;
     assert!(unasked, "a store out of reach ends nobody");
     assert!(kept.is_some_and(|handle| !handle.is_ended()));
+}
+
+/// Events that somebody forged: they say where to look, and no more than that.
+pub async fn told_lies_end_nobody_and_damage_nothing(fixture: &VaultFixture) {
+    let puppet = PuppetStore::new(Arc::clone(&fixture.store));
+    let vault = fixture.vault_over(puppet.clone());
+    ok(vault.log_in(&alice(), login("one", 3_600)).await);
+    ok(vault.log_in(&key("bob", "kubernetes"), login("two", 3_600)).await);
+    let present_login = present(&vault).await;
+    let bobs = ok(vault.load(&key("bob", "kubernetes")).await).map(|login| login.handle);
+    let login = present_login.handle.id();
+    let forged = [
+        LoginEvent::Changed {
+            key: alice(),
+            revision: Revision {
+                login,
+                number: u64::MAX,
+            },
+        },
+        LoginEvent::Ended { key: alice(), login },
+    ];
+    for event in forged {
+        puppet.tell(event).await;
+    }
+    // Told behind the lies, so that they have been heard once it works.
+    ok(fixture.store.delete(&key("bob", "kubernetes")).await);
+    if let Some(handle) = &bobs {
+        let (key, login) = (key("bob", "kubernetes"), handle.id());
+        puppet.tell(LoginEvent::Ended { key, login }).await;
+        ends(handle).await;
+    }
+
+    assert!(bobs.is_some() && !present_login.handle.is_ended());
+    assert_eq!(present(&vault).await.revision, present_login.revision);
+}
+
+/// A store that does not answer when it is asked whether a login ended.
+pub async fn end_is_believed_once_the_store_confirms_it(fixture: &VaultFixture) {
+    let puppet = PuppetStore::new(Arc::clone(&fixture.store));
+    let vault = fixture.vault_over(puppet.clone());
+    ok(vault.log_in(&alice(), login("one", 3_600)).await);
+    let handle = present(&vault).await.handle;
+
+    puppet.set_unreachable(true);
+    ok(fixture.store.delete(&alice()).await);
+    let (key, login) = (alice(), handle.id());
+    puppet.tell(LoginEvent::Ended { key, login }).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let unasked = !handle.is_ended();
+    puppet.set_unreachable(false);
+
+    ends(&handle).await;
+    assert!(unasked, "a store out of reach ends nobody");
 }
 
 /// The task that watches the store.

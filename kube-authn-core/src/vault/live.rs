@@ -1,17 +1,18 @@
 //! What this process knows of logins: the handles it gave out, the newest revisions it saw, and the task that ends
 //! handles when somebody else ends the login.
 
+mod watch;
+
 use std::{
     collections::{HashMap, VecDeque},
     hash::BuildHasher,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use jiff::Timestamp;
 use tokio::{sync::Notify, task::JoinHandle};
 
-use crate::{LoginEvent, LoginHandle, LoginId, Revision, TokenKey, TokenStore, token::WeakLoginHandle};
+use crate::{LoginHandle, LoginId, Revision, TokenKey, TokenStore, token::WeakLoginHandle};
 
 /// The logins of this process and the task that watches them. Dropping it ends the task.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ impl LiveLogins {
         };
         let mut watcher = lock(&self.watcher);
         if watcher.as_ref().is_none_or(JoinHandle::is_finished) {
-            *watcher = Some(runtime.spawn(watch(Arc::clone(store), Arc::downgrade(&self.shared))));
+            *watcher = Some(runtime.spawn(watch::watch(Arc::clone(store), Arc::downgrade(&self.shared))));
         }
     }
 
@@ -175,6 +176,8 @@ struct Live {
 struct Mark {
     number: u64,
     since: u64,
+    /// The newest revision told of since a row was read: a reason to look, and no proof.
+    told: u64,
 }
 
 impl Default for State {
@@ -211,6 +214,10 @@ impl State {
             return Admission::ReadAgain;
         }
         self.see(revision);
+        if let Some(mark) = self.marks.get_mut(&revision.login) {
+            // Read after all that was told so far.
+            mark.told = 0;
+        }
         Admission::Lives(self.handle(key, revision.login, expires_at))
     }
 
@@ -262,7 +269,7 @@ impl State {
 
     fn has_passed(&self, revision: Revision) -> bool {
         let mark = self.marks.get(&revision.login);
-        mark.is_some_and(|mark| mark.number > revision.number)
+        mark.is_some_and(|mark| mark.number.max(mark.told) > revision.number)
     }
 
     fn see(&mut self, revision: Revision) {
@@ -283,7 +290,9 @@ impl State {
         self.now += 1;
         let since = self.now;
         self.newer.notify_waiters();
-        if self.marks.insert(login, Mark { number, since }).is_none() {
+        let told = self.marks.get(&login).map_or(0, |mark| mark.told);
+        let mark = Mark { number, since, told };
+        if self.marks.insert(login, mark).is_none() {
             self.mark_order.push_back(login);
             if self.mark_order.len() > MARKS
                 && let Some(oldest) = self.mark_order.pop_front()
@@ -311,65 +320,6 @@ impl State {
     }
 }
 
-/// Subscribes, subscribes again when the subscription breaks, and ends what ended meanwhile.
-async fn watch(store: Arc<dyn TokenStore>, shared: Weak<Shared>) {
-    loop {
-        if let Ok(mut events) = store.events().await {
-            // What happened before the subscription is as lost as what a gap swallowed.
-            let mut event = Some(LoginEvent::Gap);
-            while let Some(happened) = event {
-                let Some(shared) = shared.upgrade() else { return };
-                match happened {
-                    LoginEvent::Ended { key, login } => shared.state().end(&key, login),
-                    LoginEvent::Changed { revision, .. } => shared.state().changed(revision),
-                    LoginEvent::Gap => recheck(&*store, &shared).await,
-                }
-                drop(shared);
-                event = events.next().await;
-            }
-        }
-        if shared.strong_count() == 0 {
-            return;
-        }
-        tokio::time::sleep(RETRY_AFTER).await;
-    }
-}
-
-impl State {
-    /// Somebody else wrote a row. Logins that this process never saw are none of its business.
-    fn changed(&mut self, revision: Revision) {
-        if self.marks.contains_key(&revision.login) {
-            self.see(revision);
-        }
-    }
-}
-
-/// Asks the store about every login that has a handle; a store that does not answer is asked again.
-async fn recheck(store: &dyn TokenStore, shared: &Shared) {
-    let mut open: Vec<_> = {
-        let mut state = shared.state();
-        state.disturb_all();
-        state.all().map(|(key, login, _)| (key, login)).collect()
-    };
-    loop {
-        let mut unanswered = Vec::new();
-        for (key, login) in open {
-            match store.load(&key).await {
-                Ok(Some(record)) if record.revision.login == login => shared.state().see(record.revision),
-                Ok(_) => shared.state().end(&key, login),
-                Err(error) if error.is_retryable() => unanswered.push((key, login)),
-                // A damaged row is a row: the next load says so, and nobody else's credential is touched.
-                Err(_) => {}
-            }
-        }
-        if unanswered.is_empty() {
-            return;
-        }
-        open = unanswered;
-        tokio::time::sleep(RETRY_AFTER).await;
-    }
-}
-
 /// No revision is above it.
 const ENDED: u64 = u64::MAX;
 /// Revisions remembered, the oldest logins forgotten first; about 10 MB when full.
@@ -378,5 +328,3 @@ const MARKS: usize = 100_000;
 const SHARDS: usize = 64;
 /// Fewer entries are not worth a sweep.
 const SWEEP_FLOOR: usize = 1_024;
-/// A store that is gone comes back within seconds or much later.
-const RETRY_AFTER: Duration = Duration::from_millis(500);
