@@ -4,7 +4,15 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use kube_authn_core::{
     Error, ErrorKind, Expected, LoginEvent, LoginEvents, TokenRecord, TokenStore, TokenVault,
@@ -176,6 +184,36 @@ async fn subscription_ends_with_its_connection_and_a_new_one_hears_again() {
     };
     // What happened before the subscription may be told too.
     while events.next().await.expect("an event") != expected {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_whose_notifications_are_lost_is_never_subscribed_to() {
+    let server = Postgres::start();
+    let relay = Relay::before(server.port());
+    let store = open(&relay.url(&server.database())).await;
+
+    relay.deliver(false);
+    let error = store.events().await.expect_err("nothing is heard");
+    relay.deliver(true);
+
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("not a pooler"), "{error}");
+    assert!(error.is_retryable());
+    subscribed(&store).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscription_never_outlives_the_delivery_of_notifications() {
+    let server = Postgres::start();
+    let relay = Relay::before(server.port());
+    let store = open(&relay.url(&server.database())).await;
+    let mut events = store.events().await.expect("subscribed");
+
+    relay.deliver(false);
+
+    let end = tokio::time::timeout(Duration::from_secs(20), events.next()).await;
+    assert_eq!(end.expect("the end"), None);
+    assert_eq!(store.load(&key("a")).await.expect("all else works"), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -418,6 +456,69 @@ async fn database_never_holds_a_readable_token() {
     let count = server.run_in(database(&url), "SELECT count(*) FROM kube_authn_logins");
     assert_eq!(count.trim(), "20");
     assert!(!rows.contains(CANARY) && !server.log().contains(CANARY));
+}
+
+/// Stands before a server, and may keep its notifications to itself, as a pooler does that hands out connections by
+/// transaction.
+struct Relay {
+    port: u16,
+    delivers: Arc<AtomicBool>,
+}
+
+impl Relay {
+    fn before(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let delivers = Arc::new(AtomicBool::new(true));
+        let shared = Arc::clone(&delivers);
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(std::io::Result::ok) {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else {
+                    continue;
+                };
+                let (mut to_server, mut from_client) = (
+                    server.try_clone().expect("a clone"),
+                    client.try_clone().expect("a clone"),
+                );
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from_client, &mut to_server);
+                    let _ = to_server.shutdown(Shutdown::Both);
+                });
+                let delivers = Arc::clone(&shared);
+                std::thread::spawn(move || {
+                    let _ = answers(&server, &client, &delivers);
+                    let _ = client.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        Self { port, delivers }
+    }
+
+    /// The way to this database through the relay, which reads what passes.
+    fn url(&self, url: &str) -> String {
+        let (before, database) = url.rsplit_once('/').expect("a database");
+        let (login, _) = before.rsplit_once(':').expect("a port");
+        format!("{login}:{}/{database}?sslmode=disable", self.port)
+    }
+
+    fn deliver(&self, delivers: bool) {
+        self.delivers.store(delivers, Ordering::SeqCst);
+    }
+}
+
+/// Passes on the server's messages: a letter, and the length of what follows.
+fn answers(mut server: &TcpStream, mut client: &TcpStream, delivers: &AtomicBool) -> std::io::Result<()> {
+    loop {
+        let mut head = [0; 5];
+        server.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        let mut message = vec![0; length - 4];
+        server.read_exact(&mut message)?;
+        let is_notification = head[0] == b'A';
+        if !is_notification || delivers.load(Ordering::SeqCst) {
+            client.write_all(&[&head[..], &message].concat())?;
+        }
+    }
 }
 
 fn assert_down(error: &Error) {

@@ -15,6 +15,8 @@ pub(super) enum PostgresError {
     TimedOut(Duration),
     #[error("all connections were in use for {0:?}")]
     Busy(Duration),
+    #[error("what was said on the channel was not heard within {0:?}")]
+    Unheard(Duration),
     #[error("the server is a standby, which may be behind")]
     Standby,
     #[error("the store was closed")]
@@ -40,7 +42,7 @@ impl PostgresError {
         match self {
             Self::Connection(_) | Self::TimedOut(_) | Self::Standby => true,
             Self::Refused { code, .. } => ENDING.contains(&code.as_str()) || code == READ_ONLY,
-            Self::Busy(_) | Self::Closed => false,
+            Self::Busy(_) | Self::Unheard(_) | Self::Closed => false,
         }
     }
 
@@ -49,7 +51,7 @@ impl PostgresError {
         match self {
             Self::Connection(_) => true,
             Self::Refused { code, .. } => ENDING.contains(&code.as_str()),
-            Self::TimedOut(_) | Self::Standby | Self::Busy(_) | Self::Closed => false,
+            Self::TimedOut(_) | Self::Unheard(_) | Self::Standby | Self::Busy(_) | Self::Closed => false,
         }
     }
 
@@ -80,6 +82,13 @@ impl PostgresError {
                 ErrorKind::Unavailable,
                 format!(
                     "the token store {place} is a standby: name the primary in kubeAuthn.store.url, or promote it"
+                ),
+            ),
+            Self::Unheard(_) => (
+                ErrorKind::Unavailable,
+                format!(
+                    "the token store {place} does not tell who logged out: name the server itself in \
+                     kubeAuthn.store.url, not a pooler"
                 ),
             ),
             Self::Refused { code, .. } if code == NO_PRIVILEGE => (

@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Inner, PostgresTokenStore, error::PostgresError};
+use super::{Inner, PostgresTokenStore, connections::Connections, error::PostgresError};
 use crate::row;
 
 /// The listening connection of a process, shared by its subscriptions; there is none while nobody subscribes.
@@ -35,13 +35,13 @@ async fn receiver(inner: &Arc<Inner>) -> Result<broadcast::Receiver<LoginEvent>,
     if let Some(sender) = hub.as_ref().and_then(broadcast::WeakSender::upgrade) {
         return Ok(sender.subscribe());
     }
-    let listener = listen(inner).await?;
+    let ear = Ear::new(inner).await?;
     let (sender, receiver) = broadcast::channel(UNREAD);
     *hub = Some(sender.downgrade());
     let closed = inner.open.subscribe();
     let connections = Arc::clone(&inner.connections);
     tokio::spawn(async move {
-        pump(listener, sender, closed).await;
+        ear.pump(sender, closed).await;
         // What ended this connection has most likely ended the others.
         connections.forget_idle();
     });
@@ -49,55 +49,98 @@ async fn receiver(inner: &Arc<Inner>) -> Result<broadcast::Receiver<LoginEvent>,
 }
 
 /// A connection that hears everything from now on.
-async fn listen(inner: &Inner) -> Result<PgListener, PostgresError> {
-    let connections = &inner.connections;
-    let found = connections.read(|| sqlx::query(CHANNEL)).await?;
-    let Some(channel) = found
-        .first()
-        .and_then(|row| row::Columns::text(row, "channel").ok())
-    else {
-        return Err(PostgresError::Closed);
-    };
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(ANSWER_LIMIT)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .connect_lazy_with(connections.primary());
-    let listening = async {
-        let mut listener = PgListener::connect_with(&pool).await?;
-        listener.ignore_pool_close_event(true);
-        // A connection made behind our back would hide what was lost.
-        listener.eager_reconnect(false);
-        listener.listen(channel).await?;
-        Ok::<_, sqlx::Error>(listener)
-    };
-    connections.in_time(ANSWER_LIMIT, listening).await
+struct Ear {
+    listener: PgListener,
+    channel: String,
+    connections: Arc<Connections>,
 }
 
-/// Passes on what is heard, until the connection breaks, the store is gone, or nobody listens any more.
-async fn pump(
-    mut listener: PgListener,
-    sender: broadcast::Sender<LoginEvent>,
-    mut open: watch::Receiver<bool>,
-) {
-    loop {
-        tokio::select! {
-            heard = listener.try_recv() => match heard {
-                Ok(Some(heard)) => {
-                    let event = event(heard.payload()).unwrap_or(LoginEvent::Gap);
-                    if sender.send(event).is_err() {
+impl Ear {
+    async fn new(inner: &Inner) -> Result<Self, PostgresError> {
+        let connections = Arc::clone(&inner.connections);
+        let found = connections.read(|| sqlx::query(CHANNEL)).await?;
+        let Some(channel) = found
+            .first()
+            .and_then(|row| row::Columns::text(row, "channel").ok())
+        else {
+            return Err(PostgresError::Closed);
+        };
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(CONNECT_LIMIT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_lazy_with(connections.primary());
+        let listening = async {
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.ignore_pool_close_event(true);
+            // A connection made behind our back would hide what was lost.
+            listener.eager_reconnect(false);
+            listener.listen(channel).await?;
+            Ok::<_, sqlx::Error>(listener)
+        };
+        let mut ear = Self {
+            listener: connections.in_time(CONNECT_LIMIT, listening).await?,
+            channel: channel.to_owned(),
+            connections,
+        };
+        // Nobody is subscribed yet: what is heard meanwhile is nobody's.
+        ear.prove(CONNECT_LIMIT, |_| {}).await?;
+        Ok(ear)
+    }
+
+    /// Says nothing over another connection and waits until that is heard, passing on what comes before it. A pooler that
+    /// hands out its connections by transaction accepts `LISTEN`, answers every statement, and delivers nothing.
+    async fn prove(
+        &mut self,
+        limit: Duration,
+        mut tell: impl FnMut(LoginEvent),
+    ) -> Result<(), PostgresError> {
+        let Self {
+            listener,
+            channel,
+            connections,
+        } = self;
+        let said = connections.read(|| sqlx::query("SELECT pg_notify($1, '')").bind(channel.as_str()));
+        timeout(limit, said)
+            .await
+            .map_err(|_| PostgresError::TimedOut(limit))??;
+        let heard = async {
+            loop {
+                match listener.try_recv().await? {
+                    Some(heard) if heard.payload().is_empty() => return Ok(()),
+                    Some(heard) => tell(event(heard.payload()).unwrap_or(LoginEvent::Gap)),
+                    None => return Err(PostgresError::Closed),
+                }
+            }
+        };
+        timeout(limit, heard)
+            .await
+            .unwrap_or(Err(PostgresError::Unheard(limit)))
+    }
+
+    /// Passes on what is heard, until the connection breaks, the store is gone, or nobody listens any more.
+    async fn pump(mut self, sender: broadcast::Sender<LoginEvent>, mut open: watch::Receiver<bool>) {
+        loop {
+            tokio::select! {
+                heard = self.listener.try_recv() => match heard {
+                    Ok(Some(heard)) if heard.payload().is_empty() => {}
+                    Ok(Some(heard)) => {
+                        let _ = sender.send(event(heard.payload()).unwrap_or(LoginEvent::Gap));
+                    }
+                    Ok(None) | Err(_) => return,
+                },
+                () = async { drop(open.wait_for(|open| !open).await) } => return,
+                // Whatever is heard proves as much, also what another process says for a proof of its own.
+                () = tokio::time::sleep(SILENCE) => {
+                    let tell = |event| drop(sender.send(event));
+                    if self.prove(ANSWER_LIMIT, tell).await.is_err() {
                         return;
                     }
                 }
-                Ok(None) | Err(_) => return,
-            },
-            () = async { drop(open.wait_for(|open| !open).await) } => return,
-            () = tokio::time::sleep(SILENCE) => {
-                let answer = timeout(ANSWER_LIMIT, sqlx::query("SELECT 1").execute(&mut listener)).await;
-                if sender.receiver_count() == 0 || !matches!(answer, Ok(Ok(_))) {
-                    return;
-                }
+            }
+            if sender.receiver_count() == 0 {
+                return;
             }
         }
     }
@@ -148,6 +191,8 @@ const CHANNEL: &str = "SELECT 'kube_authn_' || md5(nspname) AS channel FROM pg_n
 const SILENCE: Duration = Duration::from_secs(10);
 /// A server on the same network answers within milliseconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// For a new connection, which has to log in, and for its proof.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Events that a subscriber may leave unread before it has to start over.
 const UNREAD: usize = 1_024;
 
