@@ -14,7 +14,7 @@ use kube_authn_core::{
     CaBundle, Error, ErrorKind, Expected, LoginEvent, LoginEvents, Result, Secret, TokenKey, TokenStore,
     TokenVault,
 };
-use kube_authn_store::{KeyRing, RedisOptions, RedisTokenStore};
+use kube_authn_store::{CachingTokenStore, KeyRing, RedisOptions, RedisTokenStore};
 use kube_authn_test_servers::{COMMANDS, Cluster, Redis, Sentinels, Signal};
 use support::{CANARY, id_token_of, key, key_of, keys, login_of};
 
@@ -255,8 +255,33 @@ async fn restart_of_redis_is_unavailable_and_then_over() {
     assert_eq!(back.map(|login| login.revision), Some(before.revision));
     assert!(took < RETURN, "the first success took {took:?}");
     assert!(!before.handle.is_ended());
-    hears(&mut events, &LoginEvent::Gap).await;
+    ends(&mut events).await;
+    let (_, mut events) = until_it_works(async || store.events().await).await;
     hears_of_a_logout(&store, &mut events).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cache_never_serves_a_row_while_redis_is_out_of_reach() {
+    let mut redis = Redis::start();
+    let vault = vault(&redis, &keys()).await;
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+    let cache = CachingTokenStore::new(open(&redis.url()).await);
+    let begin = Instant::now();
+    // Kept once the cache hears what changes: then it is served without Redis for as long as that takes to find out.
+    cache.load(&key("alice")).await.expect("loaded");
+    let mut events = cache.events().await.expect("subscribed");
+    cache.load(&key("alice")).await.expect("loaded");
+
+    redis.end(Signal::Kill);
+    ends(&mut events).await;
+
+    while cache.load(&key("alice")).await.is_ok() {
+        assert!(begin.elapsed() < PATIENCE, "the cache serves on");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -283,7 +308,8 @@ async fn failover_of_sentinels_needs_no_restart_of_ours() {
     let back = vault.load(&key("alice")).await.expect("loaded");
     assert_eq!(back.map(|login| login.revision), Some(before.revision));
     assert!(!before.handle.is_ended());
-    hears(&mut events, &LoginEvent::Gap).await;
+    ends(&mut events).await;
+    let (_, mut events) = until_it_works(async || store.events().await).await;
     hears_of_a_logout(&store, &mut events).await;
 }
 
@@ -325,7 +351,8 @@ async fn failover_of_a_cluster_needs_no_restart_of_ours() {
 
     assert!(back.is_some());
     assert!(took < RETURN, "the first success took {took:?}");
-    hears(&mut events, &LoginEvent::Gap).await;
+    ends(&mut events).await;
+    let (_, mut events) = until_it_works(async || store.events().await).await;
     hears_of_a_logout(&store, &mut events).await;
 }
 
@@ -657,6 +684,12 @@ async fn hears(events: &mut LoginEvents, expected: &LoginEvent) {
     };
     let heard = tokio::time::timeout(PATIENCE, heard).await;
     heard.unwrap_or_else(|_| panic!("never heard {expected:?}"));
+}
+
+async fn ends(events: &mut LoginEvents) {
+    let end = async { while events.next().await.is_some() {} };
+    let end = tokio::time::timeout(PATIENCE, end).await;
+    end.expect("the subscription ends");
 }
 
 async fn hears_of_a_logout(store: &RedisTokenStore, events: &mut LoginEvents) {

@@ -1,9 +1,6 @@
 //! Hears of changes for a subscriber.
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::time::Duration;
 
 use ::redis::{
     Msg,
@@ -13,7 +10,7 @@ use futures_util::StreamExt;
 use kube_authn_core::{Error, LoginEvent, LoginEvents, Result, Revision};
 use tokio::{
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::{
@@ -26,13 +23,12 @@ use super::{
 
 /// A subscription from now on, over a connection of its own. It always reads: what the subscriber has no room for is
 /// dropped, and a gap tells so, since a reader that waits would make Redis keep the messages in its memory.
-pub(super) async fn subscribe(store: &Arc<Inner>) -> Result<LoginEvents> {
+pub(super) async fn subscribe(store: &Inner) -> Result<LoginEvents> {
     let subscription = Subscription::new(store)
         .await
         .map_err(|failure| failure.at(store.link.place()))?;
     let (sender, receiver) = mpsc::channel(UNREAD);
-    let store = Arc::downgrade(store);
-    tokio::spawn(follow(store, subscription, Subscriber { sender, gap: false }));
+    tokio::spawn(subscription.forward(Subscriber { sender, gap: false }));
     Ok(LoginEvents::new(receiver))
 }
 
@@ -60,8 +56,9 @@ impl Subscription {
         })
     }
 
-    /// Returns when the subscription is of no more use: broken, silent, or at a server that is the primary no more.
-    async fn forward(&mut self, subscriber: &mut Subscriber) {
+    /// Returns when the subscription is of no more use: broken, silent, or at a server that is the primary no more. The
+    /// subscriber's ends with it: who does not hear what happens must not go on as if nothing did.
+    async fn forward(mut self, mut subscriber: Subscriber) {
         let mut ticks = interval(PING_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -86,37 +83,6 @@ impl Subscription {
                 () = subscriber.sender.closed() => return,
             }
         }
-    }
-}
-
-/// Forwards, subscribes anew when the subscription breaks, and tells of the gap between.
-async fn follow(store: Weak<Inner>, mut subscription: Subscription, mut subscriber: Subscriber) {
-    let mut failing = false;
-    loop {
-        subscription.forward(&mut subscriber).await;
-        subscription = loop {
-            if subscriber.sender.is_closed() {
-                return;
-            }
-            let Some(store) = store.upgrade() else { return };
-            match Subscription::new(&store).await {
-                Ok(subscription) => break subscription,
-                Err(Failure::Closed) => return,
-                Err(error) => {
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(
-                            error = &error as &dyn std::error::Error,
-                            "cannot hear who logged out elsewhere: trying again until it works",
-                        );
-                    }
-                }
-            }
-            drop(store);
-            sleep(RETRY_INTERVAL).await;
-        };
-        failing = false;
-        subscriber.gap = true;
-        subscriber.tell_gap();
     }
 }
 
@@ -177,5 +143,3 @@ fn parsed(said: &[u8]) -> Result<LoginEvent, Error> {
 const UNREAD: usize = 1_024;
 /// A connection that died without a word is found out within this and a time limit: logout must be seen soon.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a lost subscription is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_millis(250);

@@ -19,27 +19,21 @@ pub(super) async fn subscribe(store: &SqliteTokenStore) -> Result<LoginEvents> {
     let store = Arc::downgrade(&store.0);
     tokio::spawn(async move {
         let mut last = last;
-        let mut failing = false;
         loop {
             let mut woken = std::pin::pin!(written.notified());
             woken.as_mut().enable();
             let Some(readers) = store.upgrade().map(|store: Arc<Inner>| store.readers.clone()) else {
                 return;
             };
-            // A store that does not answer loses nothing: its place in the table stays.
+            // Nothing is lost, but who does not hear what happens must not go on as if nothing did.
             let events = match next(&readers, &mut last).await {
-                Ok(events) => {
-                    failing = false;
-                    events
-                }
+                Ok(events) => events,
                 Err(error) => {
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(
-                            error = &error as &dyn std::error::Error,
-                            "cannot read who logged out elsewhere: trying again until it works",
-                        );
-                    }
-                    Vec::new()
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot read who logged out elsewhere: nothing is cached until it works",
+                    );
+                    return;
                 }
             };
             drop(readers);
