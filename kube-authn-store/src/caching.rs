@@ -176,12 +176,21 @@ async fn follow<S: TokenStore>(inner: Arc<S>, rows: Arc<Shared>) {
     loop {
         if let Ok(mut events) = inner.events().await {
             rows.lock().open();
+            let _following = Following(&rows);
             while let Some(event) = events.next().await {
                 rows.lock().changed(&event);
             }
-            rows.lock().close();
         }
         tokio::time::sleep(RETRY_AFTER).await;
+    }
+}
+
+/// Closes the cache when it is dropped, so also when a runtime ends and takes the task with it.
+struct Following<'a>(&'a Shared);
+
+impl Drop for Following<'_> {
+    fn drop(&mut self) {
+        self.0.lock().close();
     }
 }
 

@@ -257,6 +257,24 @@ async fn broken_subscription_empties_the_cache_until_there_is_another() {
     assert_eq!(loads(&store), 4);
 }
 
+#[test]
+fn cache_never_serves_a_row_after_the_runtime_that_followed_the_events() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime")
+    };
+    let first = runtime();
+    let store = first.block_on(following());
+    assert_eq!(first.block_on(number(&store)), Some(1));
+    drop(first);
+
+    store.inner.put(2);
+
+    assert_eq!(runtime().block_on(number(&store)), Some(2));
+}
+
 #[tokio::test]
 async fn event_is_told_when_the_row_is_out_of_the_cache() {
     let store = following().await;
