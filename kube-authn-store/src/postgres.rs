@@ -77,8 +77,8 @@ impl PostgresTokenStore {
 
     /// Opens the database of a URL `postgres://user:password@host:port/database` and brings its schema up to date.
     ///
-    /// Several servers, `@one:5432,two:5432/`, are asked in turn for the one that is the primary. `sslmode` (default
-    /// `prefer`, which proves nothing: use `verify-full`), `sslrootcert`, `sslcert` and `sslkey` are as in libpq;
+    /// Several servers, `@one:5432,two:5432/`, are asked in turn for the one that is the primary. `sslmode`
+    /// (required off loopback, best `verify-full`), `sslrootcert`, `sslcert` and `sslkey` are as in libpq;
     /// `options[search_path]=name` chooses the schema. What the URL leaves out comes from `PGHOST` and its kin, and the
     /// password from `~/.pgpass`.
     ///

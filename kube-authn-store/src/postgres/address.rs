@@ -22,12 +22,14 @@ impl Address {
         let rest = rest.ok_or_else(|| refused("it does not begin with postgres:// or postgresql://"))?;
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
-        for (name, _) in path.split_once('?').iter().flat_map(|(_, query)| pairs(query)) {
+        let query = path.split_once('?').map_or("", |(_, query)| query);
+        for (name, _) in pairs(query) {
             let is_known = PARAMETERS.contains(&name) || name.starts_with("options[") && name.ends_with(']');
             if !is_known {
                 return Err(refused("it has a parameter that this store does not know"));
             }
         }
+        let names_ca = is_named(query, "sslrootcert", "PGSSLROOTCERT");
         let (user, servers) = match authority.rsplit_once('@') {
             Some((user, servers)) => (format!("{user}@"), servers),
             None => (String::new(), authority),
@@ -36,14 +38,20 @@ impl Address {
             .split(',')
             .map(|server| {
                 PgConnectOptions::from_str(&format!("postgres://{user}{server}{path}"))
-                    .map(with_defaults)
+                    .map(|server| with_defaults(server, names_ca))
                     // The source may quote the URL, and the password is in it.
                     .map_err(|_| {
                         refused("expected postgres://user:password@host:port/database, percent-encoded")
                     })
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self::of(servers))
+        let address = Self::of(servers);
+        match address.unverified() {
+            Some(server) if !is_named(query, "sslmode", "PGSSLMODE") => Err(refused(&format!(
+                "it does not say how {server} is verified: write ?sslmode=verify-full (kubeAuthn.store.url)"
+            ))),
+            _ => Ok(address),
+        }
     }
 
     pub(super) fn of(servers: Vec<PgConnectOptions>) -> Self {
@@ -80,11 +88,7 @@ impl fmt::Debug for Address {
 }
 
 /// As libpq: `require` with a CA at hand verifies it. The driver would not.
-fn with_defaults(server: PgConnectOptions) -> PgConnectOptions {
-    let names_ca = server
-        .to_url_lossy()
-        .query_pairs()
-        .any(|(name, _)| name == "sslrootcert");
+fn with_defaults(server: PgConnectOptions, names_ca: bool) -> PgConnectOptions {
     let server = match server.get_ssl_mode() {
         PgSslMode::Require if names_ca => server.ssl_mode(PgSslMode::VerifyCa),
         _ => server,
@@ -111,6 +115,15 @@ fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
         .split('&')
         .filter(|pair| !pair.is_empty())
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// Whether the query has this parameter, or the driver takes it from the environment.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the driver reads it too, and does not tell"
+)]
+fn is_named(query: &str, parameter: &str, variable: &str) -> bool {
+    pairs(query).any(|(name, _)| name == parameter) || std::env::var_os(variable).is_some()
 }
 
 fn refused(why: &str) -> Error {
@@ -143,7 +156,7 @@ mod tests {
 
     #[test]
     fn several_servers_share_user_database_and_parameters() {
-        let url = "postgresql://portal:p%40ss@one:5433,two,[::1]:5434/db?application_name=x";
+        let url = "postgresql://portal:p%40ss@one:5433,two,[::1]:5434/db?application_name=x&sslmode=require";
 
         let address = Address::parse(url).expect("a URL");
 
@@ -165,6 +178,7 @@ mod tests {
             "postgres://u@127.0.0.1/d",
             "postgres://u@[::1]/d",
             "postgres:///d?host=/run/postgresql",
+            "postgres://u@db/d?hostaddr=::1",
             "postgres://u@db/d?sslmode=verify-full",
             "postgres://u@db/d?sslmode=verify-ca",
             "postgres://u@db/d?sslmode=require&sslrootcert=/ca.pem",
@@ -172,11 +186,30 @@ mod tests {
             assert_eq!(first(url), None, "{url}");
         }
         for (url, server) in [
-            ("postgres://u@db/d", "db:5432"),
+            ("postgres://u@db/d?sslmode=prefer", "db:5432"),
             ("postgres://u@db/d?sslmode=require", "db:5432"),
-            ("postgres://u@localhost,db:6000/d", "db:6000"),
+            ("postgres://u@localhost,db:6000/d?sslmode=disable", "db:6000"),
         ] {
             assert_eq!(first(url).as_deref(), Some(server), "{url}");
+        }
+    }
+
+    #[test]
+    fn server_elsewhere_is_never_reached_without_a_word_on_how_it_is_verified() {
+        for url in [
+            "postgres://u:canary@db/d",
+            "postgres://u:canary@localhost,db/d",
+            "postgres://u:canary@localhost/d?host=db",
+            "postgres://u:canary@db/d?sslrootcert=/ca.pem",
+        ] {
+            let error = Address::parse(url).expect_err(url);
+            assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{url}");
+            let text = error.to_string();
+            assert!(
+                text.contains("db:5432") && text.contains("?sslmode=verify-full"),
+                "{url}: {text}"
+            );
+            assert!(!format!("{text} {error:?}").contains("canary"), "{error:?}");
         }
     }
 
