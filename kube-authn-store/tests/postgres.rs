@@ -1,6 +1,7 @@
 //! What is PostgreSQL's alone: the server, its roles, its schema, its faults.
 
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "a relay of the test connects")]
 
 mod support;
 
@@ -214,6 +215,29 @@ async fn subscription_never_outlives_the_delivery_of_notifications() {
     let end = tokio::time::timeout(Duration::from_secs(20), events.next()).await;
     assert_eq!(end.expect("the end"), None);
     assert_eq!(store.load(&key("a")).await.expect("all else works"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscription_never_stays_with_a_server_that_is_not_the_primary_any_more() {
+    let server = Postgres::start();
+    let relay = Relay::before(server.port());
+    let both = relay.url(&server.database()).replace(
+        &format!(":{}/", relay.port),
+        &format!(":{},127.0.0.1:{}/", relay.port, server.port()),
+    );
+    let store = open(&both).await;
+    let mut events = store.events().await.expect("subscribed");
+
+    relay.accepts.store(false, Ordering::SeqCst);
+    server.run(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE application_name = 'kube-authn' AND query NOT LIKE 'LISTEN%'",
+    );
+    assert_eq!(store.load(&key("a")).await.expect("loaded"), None);
+
+    let end = tokio::time::timeout(Duration::from_secs(20), events.next()).await;
+    assert_eq!(end.expect("the end"), None);
+    subscribed(&store).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -462,6 +486,7 @@ async fn database_never_holds_a_readable_token() {
 /// transaction.
 struct Relay {
     port: u16,
+    accepts: Arc<AtomicBool>,
     delivers: Arc<AtomicBool>,
 }
 
@@ -470,9 +495,13 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let delivers = Arc::new(AtomicBool::new(true));
-        let shared = Arc::clone(&delivers);
+        let accepts = Arc::new(AtomicBool::new(true));
+        let (open, shared) = (Arc::clone(&accepts), Arc::clone(&delivers));
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(std::io::Result::ok) {
+                if !open.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else {
                     continue;
                 };
@@ -491,7 +520,11 @@ impl Relay {
                 });
             }
         });
-        Self { port, delivers }
+        Self {
+            port,
+            accepts,
+            delivers,
+        }
     }
 
     /// The way to this database through the relay, which reads what passes.

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use sqlx::{
     query::Query,
 };
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    sync::{Semaphore, SemaphorePermit, watch},
     time::timeout,
 };
 
@@ -28,8 +28,8 @@ pub(super) type Statement<'q> = Query<'q, sqlx::Postgres, PgArguments>;
 #[derive(Debug)]
 pub(super) struct Connections {
     pub(super) address: Address,
-    /// The server that was the primary last.
-    primary: AtomicUsize,
+    /// The server that was the primary last: subscriptions follow it.
+    primary: watch::Sender<usize>,
     idle: Mutex<Vec<Idle>>,
     permits: Semaphore,
     closed: AtomicBool,
@@ -69,7 +69,7 @@ impl Connections {
     pub(super) fn new(address: Address) -> Self {
         Self {
             address,
-            primary: AtomicUsize::new(0),
+            primary: watch::Sender::new(0),
             idle: Mutex::default(),
             permits: Semaphore::new(CONNECTIONS),
             closed: AtomicBool::new(false),
@@ -134,12 +134,13 @@ impl Connections {
     /// A connection to the primary: the server that was it last, else the next that is.
     async fn connect(&self) -> Result<PgConnection, PostgresError> {
         let servers = &self.address.servers;
-        let first = self.primary.load(Ordering::Relaxed);
+        let first = *self.primary.borrow();
         let mut failure = PostgresError::Closed;
         for index in (0..servers.len()).map(|offset| (first + offset) % servers.len()) {
             match self.in_time(CONNECT_LIMIT, connect(&servers[index])).await {
                 Ok(connection) => {
-                    self.primary.store(index, Ordering::Relaxed);
+                    self.primary
+                        .send_if_modified(|primary| std::mem::replace(primary, index) != index);
                     return Ok(connection);
                 }
                 Err(error) => failure = error,
@@ -148,9 +149,11 @@ impl Connections {
         Err(failure)
     }
 
-    /// How the server that was the primary last is reached.
-    pub(super) fn primary(&self) -> PgConnectOptions {
-        self.address.servers[self.primary.load(Ordering::Relaxed)].clone()
+    /// How the server that was the primary last is reached, and word of when it is another.
+    pub(super) fn primary(&self) -> (PgConnectOptions, watch::Receiver<usize>) {
+        let mut primary = self.primary.subscribe();
+        let index = *primary.borrow_and_update();
+        (self.address.servers[index].clone(), primary)
     }
 
     /// Bounds what talks to the server, and draws the conclusion from its failure.

@@ -53,6 +53,7 @@ struct Ear {
     listener: PgListener,
     channel: String,
     connections: Arc<Connections>,
+    primary: watch::Receiver<usize>,
 }
 
 impl Ear {
@@ -65,12 +66,13 @@ impl Ear {
         else {
             return Err(PostgresError::Closed);
         };
+        let (server, primary) = connections.primary();
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(CONNECT_LIMIT)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_lazy_with(connections.primary());
+            .connect_lazy_with(server);
         let listening = async {
             let mut listener = PgListener::connect_with(&pool).await?;
             listener.ignore_pool_close_event(true);
@@ -83,6 +85,7 @@ impl Ear {
             listener: connections.in_time(CONNECT_LIMIT, listening).await?,
             channel: channel.to_owned(),
             connections,
+            primary,
         };
         // Nobody is subscribed yet: what is heard meanwhile is nobody's.
         ear.prove(CONNECT_LIMIT, |_| {}).await?;
@@ -100,6 +103,7 @@ impl Ear {
             listener,
             channel,
             connections,
+            ..
         } = self;
         let said = connections.read(|| sqlx::query("SELECT pg_notify($1, '')").bind(channel.as_str()));
         timeout(limit, said)
@@ -119,7 +123,8 @@ impl Ear {
             .unwrap_or(Err(PostgresError::Unheard(limit)))
     }
 
-    /// Passes on what is heard, until the connection breaks, the store is gone, or nobody listens any more.
+    /// Passes on what is heard, until the connection breaks, another server is the primary, the store is gone, or nobody
+    /// listens any more.
     async fn pump(mut self, sender: broadcast::Sender<LoginEvent>, mut open: watch::Receiver<bool>) {
         loop {
             tokio::select! {
@@ -131,6 +136,7 @@ impl Ear {
                     Ok(None) | Err(_) => return,
                 },
                 () = async { drop(open.wait_for(|open| !open).await) } => return,
+                _ = self.primary.changed() => return,
                 // Whatever is heard proves as much, also what another process says for a proof of its own.
                 () = tokio::time::sleep(SILENCE) => {
                     let tell = |event| drop(sender.send(event));
@@ -187,10 +193,11 @@ fn event(payload: &str) -> Option<LoginEvent> {
 const CHANNEL: &str = "SELECT 'kube_authn_' || md5(nspname) AS channel FROM pg_namespace \
     WHERE oid = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('kube_authn_logins'))";
 
-/// A connection that has been silent for so long is asked whether it lives: one that a firewall forgot says nothing.
-const SILENCE: Duration = Duration::from_secs(10);
-/// A server on the same network answers within milliseconds.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// A connection that has been silent for so long has to prove that it hears: logout must be seen soon, and one that a
+/// firewall forgot says nothing.
+const SILENCE: Duration = Duration::from_secs(1);
+/// A server on the same network answers within milliseconds; who is subscribed to a slower one subscribes again.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// For a new connection, which has to log in, and for its proof.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Events that a subscriber may leave unread before it has to start over.
