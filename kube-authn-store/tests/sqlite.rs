@@ -90,6 +90,19 @@ async fn full_disk_fails_the_write_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn subscription_never_outlives_what_it_reads() {
+    let (_folder, path) = file();
+    let store = open(&path).await;
+    let mut events = store.events().await.expect("subscribed");
+
+    let mut sql = connect(&path).await;
+    run(&mut sql, "ALTER TABLE kube_authn_events RENAME TO hidden").await;
+
+    let end = tokio::time::timeout(std::time::Duration::from_secs(20), events.next()).await;
+    assert_eq!(end.expect("the end"), None);
+}
+
+#[tokio::test]
 async fn newer_schema_is_refused_by_name() {
     let (_folder, path) = file();
     open(&path).await.close().await;
