@@ -7,6 +7,7 @@ pub mod store_changes;
 pub mod vault;
 pub mod vault_damage;
 pub mod vault_ends;
+pub mod vault_keys;
 pub mod vault_refresh;
 
 mod provider_fixture;

@@ -1,6 +1,7 @@
 //! The only way from tokens to a stored row and back.
 
 mod count;
+mod keys;
 mod live;
 mod login;
 mod pin;
@@ -13,6 +14,7 @@ use jiff::Timestamp;
 
 pub use self::{
     count::LoginCount,
+    keys::Rekeyed,
     login::{Login, NewLogin},
     refresh::Claim,
 };
@@ -45,6 +47,7 @@ use crate::{
 /// 9. First use pins one subject to one principal and one principal to one subject of an issuer, for good, whoever
 ///    races; no login lies under a pin's name.
 /// 10. No `Debug`, error or row shows a token.
+/// 11. Writing rows under the newest key ends no login and takes none from a refresh; a row that does not open stays.
 #[derive(Clone)]
 pub struct TokenVault(Arc<Inner>);
 

@@ -1,7 +1,11 @@
 //! Seals logins with AES-256-GCM-SIV.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
 
+use async_trait::async_trait;
 use aws_lc_rs::{
     aead::{AES_256_GCM_SIV, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
     error::Unspecified,
@@ -12,15 +16,36 @@ use kube_authn_core::{Error, ErrorKind, KeyId, Result, Sealer, Secret, bytes::By
 use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
+/// Where the keys of a [`KeyRing`] come from: a configuration, or a key management service.
+///
+/// A fixed list is a provider of itself.
+#[async_trait]
+pub trait KeyProvider: fmt::Debug + Send + Sync + 'static {
+    /// All keys, 32 bytes each; the first one is the newest and seals.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout` if the keys can't be asked for; `ConfigInvalid` if there will never be any.
+    async fn keys(&self) -> Result<Vec<(KeyId, Secret)>>;
+}
+
+#[async_trait]
+impl KeyProvider for Vec<(KeyId, Secret)> {
+    async fn keys(&self) -> Result<Vec<(KeyId, Secret)>> {
+        Ok(self.clone())
+    }
+}
+
 /// A ring of keys: the first one seals, every one opens. Clones share the keys.
 ///
 /// Keys are rotated without logging anybody out: put the new key behind the old one everywhere, then in front, then
-/// write the rows anew, then take the old one out.
+/// write the rows anew ([`TokenVault::rekey`](kube_authn_core::TokenVault::rekey)), then take the old one out.
 ///
 /// The cipher is AES-256-GCM-SIV (RFC 8452) with a random nonce for each row: should a nonce ever come twice, it shows
 /// that two rows are equal and nothing else.
 #[derive(Clone)]
-pub struct KeyRing(Arc<[(KeyId, LessSafeKey)]>);
+pub struct KeyRing(Arc<RwLock<Keys>>);
+
+type Keys = Arc<[(KeyId, LessSafeKey)]>;
 
 impl KeyRing {
     /// A ring of these keys, 32 bytes each; the first one seals.
@@ -51,7 +76,7 @@ impl KeyRing {
                 }
             }
         }
-        let keys = keys
+        let keys: Keys = keys
             .into_iter()
             .map(
                 |(id, key)| match UnboundKey::new(&AES_256_GCM_SIV, key.expose()) {
@@ -60,7 +85,38 @@ impl KeyRing {
                 },
             )
             .collect::<Result<_>>()?;
-        Ok(Self(keys))
+        Ok(Self(Arc::new(RwLock::new(keys))))
+    }
+
+    /// A ring of the keys that the provider has now.
+    ///
+    /// # Errors
+    /// Those of the provider and of [`KeyRing::new`].
+    pub async fn from_provider(provider: &(impl KeyProvider + ?Sized)) -> Result<Self> {
+        Self::new(provider.keys().await?)
+    }
+
+    /// Takes over the keys of another ring, for this one and all of its clones; says whether anything changed.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` if a key has the id of one that is here, and is another: what that one sealed would be lost. This
+    /// ring stays as it was.
+    pub fn renew(&self, other: &KeyRing) -> Result<bool> {
+        let (present, new) = (self.keys(), other.keys());
+        for (id, key) in &*new {
+            if let Some((_, known)) = present.iter().find(|(known, _)| known == id)
+                && fingerprint(known)? != fingerprint(key)?
+            {
+                return Err(unfit(
+                    id,
+                    "is another key than before: give the new one an id of its own",
+                ));
+            }
+        }
+        let ids = |keys: &Keys| keys.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>();
+        let changed = ids(&present) != ids(&new);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(changed)
     }
 
     /// A ring of keys as they stand in the configuration: base64 of 32 bytes each; the first one seals.
@@ -97,14 +153,19 @@ impl KeyRing {
     }
 
     /// The ids of all keys; the first one seals.
-    pub fn ids(&self) -> impl ExactSizeIterator<Item = &KeyId> {
-        self.0.iter().map(|(id, _)| id)
+    pub fn ids(&self) -> Vec<KeyId> {
+        self.keys().iter().map(|(id, _)| id.clone()).collect()
+    }
+
+    fn keys(&self) -> Keys {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Sealer for KeyRing {
     fn seal(&self, bound_to: &[u8], plain: &[u8]) -> Result<(KeyId, Bytes)> {
-        let Some((id, key)) = self.0.first() else {
+        let keys = self.keys();
+        let Some((id, key)) = keys.first() else {
             return Err(Error::new(ErrorKind::ConfigInvalid, "no encryption key"));
         };
         let mut nonce = [0; NONCE_LEN];
@@ -129,7 +190,8 @@ impl Sealer for KeyRing {
     }
 
     fn open(&self, key_id: &KeyId, bound_to: &[u8], sealed: &[u8]) -> Result<Secret> {
-        let Some((_, key)) = self.0.iter().find(|(id, _)| id == key_id) else {
+        let keys = self.keys();
+        let Some((_, key)) = keys.iter().find(|(id, _)| id == key_id) else {
             return Err(Error::new(
                 ErrorKind::RecordDamaged,
                 format!(
@@ -165,10 +227,17 @@ impl Sealer for KeyRing {
 
 impl fmt::Debug for KeyRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("KeyRing")
-            .field(&self.ids().collect::<Vec<_>>())
-            .finish()
+        f.debug_tuple("KeyRing").field(&self.ids()).finish()
     }
+}
+
+/// Equal for equal keys, and of no use to anybody who has it: the tag over nothing, which no row ever has. The cipher
+/// allows a nonce to come twice.
+fn fingerprint(key: &LessSafeKey) -> Result<Vec<u8>> {
+    let nonce = Nonce::assume_unique_for_key([0; NONCE_LEN]);
+    key.seal_in_place_separate_tag(nonce, Aad::from(b"kube-authn/key"), &mut [])
+        .map(|tag| tag.as_ref().to_vec())
+        .map_err(|Unspecified| Error::new(ErrorKind::Unexpected, "the cipher could not tell two keys apart"))
 }
 
 fn unfit(id: &KeyId, why: &str) -> Error {
@@ -300,6 +369,47 @@ mod tests {
         let ring = KeyRing::from_base64(&[(KeyId::new("k").expect("an id"), key)]);
 
         assert_eq!(ring.expect("a ring").ids().len(), 1);
+    }
+
+    #[test]
+    fn renewed_ring_seals_with_its_new_key_and_so_do_its_clones() {
+        let running = ring(&[("old", 1)]).expect("a ring");
+        let of_a_vault = running.clone();
+        let (id, sealed) = running.seal(b"row", b"token").expect("sealed");
+
+        let changed = running.renew(&ring(&[("new", 2), ("old", 1)]).expect("a ring"));
+
+        assert!(changed.expect("renewed"));
+        assert_eq!(
+            of_a_vault.seal(b"row", b"token").expect("sealed").0.as_str(),
+            "new"
+        );
+        assert_eq!(
+            of_a_vault.open(&id, b"row", &sealed).expect("open"),
+            Secret::new("token")
+        );
+        let again = running.renew(&ring(&[("new", 2), ("old", 1)]).expect("a ring"));
+        assert!(!again.expect("renewed"));
+    }
+
+    #[test]
+    fn key_never_changes_under_its_id() {
+        let running = ring(&[("k1", 1)]).expect("a ring");
+        let (id, sealed) = running.seal(b"row", b"token").expect("sealed");
+
+        let refused = running.renew(&ring(&[("k1", 2)]).expect("a ring"));
+
+        assert_eq!(refused.expect_err("another key").kind(), ErrorKind::ConfigInvalid);
+        assert!(running.open(&id, b"row", &sealed).is_ok());
+    }
+
+    #[tokio::test]
+    async fn list_of_keys_provides_itself() {
+        let keys = vec![(KeyId::new("k1").expect("an id"), Secret::new([1; KEY_BYTES]))];
+
+        let ring = KeyRing::from_provider(&keys).await.expect("a ring");
+
+        assert_eq!(ring.ids(), [KeyId::new("k1").expect("an id")]);
     }
 
     #[test]

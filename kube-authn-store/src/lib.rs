@@ -18,7 +18,7 @@ mod sqlite;
 pub use sqlx;
 
 pub use self::caching::CachingTokenStore;
-pub use self::key_ring::KeyRing;
+pub use self::key_ring::{KeyProvider, KeyRing};
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryTokenStore;
 #[cfg(feature = "postgres")]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{vault_damage, vault_ends, vault_refresh};
+use super::{vault_damage, vault_ends, vault_keys, vault_refresh};
 use crate::{
     ClientId, EntityRef, Error, ErrorKind, Issuer, Login, ManualClock, NewLogin, Result, Sealer, Secret,
     Subject, Token, TokenKey, TokenSet, TokenStore, TokenVault,
@@ -55,6 +55,15 @@ impl VaultFixture {
         self.vault_over(Arc::clone(&self.other))
     }
 
+    /// The same with other keys.
+    pub(super) fn vault_elsewhere_sealed(&self, sealer: impl Sealer) -> TokenVault {
+        TokenVault::new(Arc::clone(&self.other), sealer).with_clock(self.clock.clone())
+    }
+
+    pub(super) fn sealer(&self) -> Arc<dyn Sealer> {
+        Arc::clone(&self.sealer)
+    }
+
     pub(super) fn vault_over(&self, store: impl TokenStore) -> TokenVault {
         TokenVault::new(store, Arc::clone(&self.sealer)).with_clock(self.clock.clone())
     }
@@ -80,6 +89,7 @@ pub async fn all<F: Future<Output = VaultFixture>>(fresh: impl Fn() -> F) {
     vault_damage::damaged_login_is_replaced_by_the_next(&fresh().await).await;
     vault_damage::nothing_shows_a_token(&fresh().await).await;
     vault_refresh::all(&fresh).await;
+    vault_keys::all(&fresh).await;
 }
 
 /// A login comes back whole, and two loads share one handle.

@@ -94,6 +94,11 @@ impl LiveLogins {
         }
     }
 
+    /// Notes a row that was written with nothing new in it.
+    pub(super) fn rekeyed(&self, revision: Revision) {
+        self.shared.state().changed(revision);
+    }
+
     /// The logins under this key that have a handle here.
     pub(super) fn of(&self, key: &TokenKey) -> Vec<LoginId> {
         self.shared

@@ -55,7 +55,7 @@ impl TokenVault {
                     return Ok(Claim::Running { until: mark.until });
                 }
                 Some(_) => true,
-                None if present.revision != login.revision => return Ok(Claim::Done(present)),
+                None if is_news(&present, login) => return Ok(Claim::Done(present)),
                 None => false,
             };
             if !present.metadata.refreshable || (stale && present.extra.retried) {
@@ -221,4 +221,10 @@ impl TokenVault {
             extra,
         })
     }
+}
+
+/// Whether the login changed since it was read. A row written under another key alone is no news: whoever took it for a
+/// refresh would tell the user that the login has expired.
+fn is_news(present: &Login, read: &Login) -> bool {
+    present.revision != read.revision && (present.metadata != read.metadata || present.tokens != read.tokens)
 }

@@ -1,0 +1,155 @@
+//! Which key protects which rows, and writing rows anew under the newest key.
+
+use std::{collections::BTreeMap, ops::AddAssign};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{ATTEMPTS, TokenVault, row};
+use crate::{ErrorKind, Expected, KeyId, Result, TokenKey, TokenRecord};
+
+/// What came of writing rows under the newest key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Rekeyed {
+    /// Rows that were written under the newest key, or would be.
+    pub rewritten: u64,
+    /// Rows that the newest key protects already.
+    pub current: u64,
+    /// Rows that somebody is refreshing: to be tried again later.
+    pub busy: u64,
+    /// Rows that do not open: their key is not in the ring, or they were changed outside. They stay as they are.
+    pub damaged: u64,
+}
+
+impl AddAssign for Rekeyed {
+    fn add_assign(&mut self, other: Self) {
+        self.rewritten += other.rewritten;
+        self.current += other.current;
+        self.busy += other.busy;
+        self.damaged += other.damaged;
+    }
+}
+
+/// What happened to one row.
+enum Outcome {
+    Rewritten,
+    Current,
+    Busy,
+    Damaged,
+    /// It was deleted meanwhile.
+    Gone,
+}
+
+impl TokenVault {
+    /// How many rows each key protects, first-use pins included. Reads the whole store, a page at a time.
+    ///
+    /// # Errors
+    /// As [`TokenStore::scan`](crate::TokenStore::scan).
+    pub async fn rows_by_key(&self) -> Result<BTreeMap<KeyId, u64>> {
+        let mut rows = BTreeMap::new();
+        let mut after = None;
+        loop {
+            let page = self.0.store.scan(after.as_ref(), PAGE).await?;
+            let Some((last, _)) = page.last() else {
+                return Ok(rows);
+            };
+            after = Some(last.clone());
+            for (_, record) in &page {
+                match rows.get_mut(&record.key_id) {
+                    Some(count) => *count += 1,
+                    None => drop(rows.insert(record.key_id.clone(), 1)),
+                }
+            }
+        }
+    }
+
+    /// Writes the rows of one page under the newest key, logins and first-use pins: the first page, or the one behind a
+    /// key. Says what came of it, and behind which key the next page begins; `None` if there is none. With `dry_run`
+    /// nothing is written.
+    ///
+    /// No login ends by it: its tokens, handle and metadata stay, only its revision is the next one. A row that a refresh
+    /// holds is left alone, since the refresh could not save what it got. Running it again does what is left to do.
+    ///
+    /// # Errors
+    /// As [`TokenStore::scan`](crate::TokenStore::scan) and [`TokenStore::save`](crate::TokenStore::save); rows that were
+    /// written stay written.
+    pub async fn rekey(
+        &self,
+        after: Option<&TokenKey>,
+        dry_run: bool,
+    ) -> Result<(Rekeyed, Option<TokenKey>)> {
+        let newest = self.newest_key()?;
+        let page = self.0.store.scan(after, PAGE).await?;
+        let next = page.last().map(|(key, _)| key.clone());
+        let mut done = Rekeyed::default();
+        for (key, record) in page {
+            match self.rekey_row(&key, record, &newest, dry_run).await? {
+                Outcome::Rewritten => done.rewritten += 1,
+                Outcome::Current => done.current += 1,
+                Outcome::Busy => done.busy += 1,
+                Outcome::Damaged => done.damaged += 1,
+                Outcome::Gone => {}
+            }
+        }
+        Ok((done, next))
+    }
+
+    /// The key that seals now.
+    fn newest_key(&self) -> Result<KeyId> {
+        self.0.sealer.seal(&[], &[]).map(|(id, _)| id)
+    }
+
+    async fn rekey_row(
+        &self,
+        key: &TokenKey,
+        mut record: TokenRecord,
+        newest: &KeyId,
+        dry_run: bool,
+    ) -> Result<Outcome> {
+        for _ in 0..ATTEMPTS {
+            if record.key_id == *newest {
+                return Ok(Outcome::Current);
+            }
+            if is_held(&record, self.0.clock.now()) {
+                return Ok(Outcome::Busy);
+            }
+            let Ok((tokens, extra)) = self.open(key, &record) else {
+                return Ok(Outcome::Damaged);
+            };
+            if dry_run {
+                return Ok(Outcome::Rewritten);
+            }
+            let revision = record.revision.next();
+            let metadata = record.metadata.clone();
+            let anew = row::seal(&*self.0.sealer, key, revision, metadata, &tokens, &extra)?;
+            let expected = Expected::At(record.revision);
+            match self.0.store.save(key, &anew, expected).await {
+                Ok(()) => {
+                    self.0.live.rekeyed(revision);
+                    return Ok(Outcome::Rewritten);
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                Err(error) => return Err(error),
+            }
+            record = match self.0.store.load(key).await {
+                Ok(Some(record)) => record,
+                Ok(None) => return Ok(Outcome::Gone),
+                Err(error) if error.kind() == ErrorKind::RecordDamaged => return Ok(Outcome::Damaged),
+                Err(error) => return Err(error),
+            };
+        }
+        // Whoever keeps writing it writes it under the newest key before long.
+        Ok(Outcome::Busy)
+    }
+}
+
+/// Whether a refresh may still want to write the row: its mark names the revision that it has to find there.
+fn is_held(record: &TokenRecord, now: Timestamp) -> bool {
+    let mark = record.metadata.refreshing.as_ref();
+    mark.is_some_and(|mark| mark.until.saturating_add(LATE_SAVE).is_ok_and(|end| end > now))
+}
+
+/// Rows in memory at once, at some two KiB each.
+const PAGE: u32 = 500;
+/// A call to the issuer ends by its mark's deadline, and saving what it gave takes a few seconds more at worst.
+const LATE_SAVE: SignedDuration = SignedDuration::from_secs(60);
