@@ -1,16 +1,19 @@
 //! The block `kubeAuthn`: callers, store, encryption, catalog, strategies.
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use kube_authn_core::{CaBundle, KeyId, Problem, Secret};
+use kube_authn_core::{CaBundle, KeyId, Secret};
 
-use crate::{AppConfig, CallerConfig, ConfigValue, StrategySettings, callers, findings::Findings};
+use crate::{
+    AppConfig, CallerConfig, ConfigValue, InvalidConfig, StrategySettings, callers, findings::Findings,
+};
 
 mod catalog;
+mod encryption;
+mod purge;
 
-pub use self::catalog::CatalogConfig;
+pub use self::{catalog::CatalogConfig, encryption::EncryptionKey, purge::PurgeConfig};
 
 /// What the block `kubeAuthn` says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct KubeAuthnConfig {
     /// Who may call us, tried in order. Without the key: the portal of `backend.baseUrl` if that is set, else nobody.
@@ -19,6 +22,10 @@ pub struct KubeAuthnConfig {
     pub store: Option<StoreConfig>,
     /// The keys that stored logins are sealed with: the first one writes, all read. Empty if none is configured.
     pub encryption_keys: Vec<EncryptionKey>,
+    /// Keys that are lost for good: logins that they protect stop nothing.
+    pub lost_keys: Vec<KeyId>,
+    /// When logins that ended long ago are deleted.
+    pub purge: PurgeConfig,
     /// The catalog that locator `catalog` asks.
     pub catalog: Option<CatalogConfig>,
     /// Settings of strategies that hold for all clusters.
@@ -50,17 +57,20 @@ pub enum StoreConfig {
     },
 }
 
-/// A key that stored logins are sealed with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct EncryptionKey {
-    /// Its name, written beside what it sealed.
-    pub id: KeyId,
-    /// Its 32 bytes.
-    pub key: Secret,
-}
-
 impl KubeAuthnConfig {
+    /// Reads the block alone, for a program that asks no locator and looks at no cluster.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn of(config: &AppConfig) -> Result<Self, InvalidConfig> {
+        let mut findings = Findings::default();
+        let read = Self::read(config, &mut findings);
+        match findings.problems.is_empty() {
+            true => Ok(read),
+            false => Err(InvalidConfig::new(findings.problems)),
+        }
+    }
+
     pub(crate) fn read(config: &AppConfig, findings: &mut Findings) -> Self {
         let block = config.value("kubeAuthn");
         let backend_url = config.value("backend.baseUrl");
@@ -68,11 +78,13 @@ impl KubeAuthnConfig {
         if findings.keep(block.optional_object().map(drop)).is_none() {
             return Self::default();
         }
-        findings.extend(block.unknown_keys(&["callers", "store", "encryption", "catalog", "strategies"]));
+        findings.extend(block.unknown_keys(&KEYS));
         Self {
             callers: callers::read(&block.child("callers"), &backend_url, findings),
             store: store(&block.child("store"), findings),
-            encryption_keys: encryption_keys(&block.child("encryption"), findings),
+            encryption_keys: encryption::read(&block.child("encryption"), findings),
+            lost_keys: encryption::lost(&block.child("encryption"), findings),
+            purge: PurgeConfig::read(&block.child("purge"), findings),
             catalog: CatalogConfig::read(config, findings),
             strategies: StrategySettings::read(config, &block.child("strategies"), findings),
         }
@@ -124,54 +136,7 @@ fn store(block: &ConfigValue<'_>, findings: &mut Findings) -> Option<StoreConfig
     }
 }
 
-fn encryption_keys(block: &ConfigValue<'_>, findings: &mut Findings) -> Vec<EncryptionKey> {
-    if findings.keep(block.optional_object().map(drop)).is_none() {
-        return Vec::new();
-    }
-    findings.extend(block.unknown_keys(&["keys"]));
-    let elements = findings.keep(block.child("keys").optional_objects()).flatten();
-    let mut keys: Vec<EncryptionKey> = Vec::new();
-    for element in elements.unwrap_or_default() {
-        let Some(value) = findings.keep(element) else {
-            continue;
-        };
-        findings.extend(value.unknown_keys(&["id", "key"]));
-        let place = value.child("id");
-        let id = place
-            .string()
-            .and_then(|id| KeyId::new(id).map_err(|error| place.problem(error.to_string())));
-        let id = findings.keep(id);
-        let key = findings.keep(key_bytes(&value.child("key")));
-        let (Some(id), Some(key)) = (id, key) else {
-            continue;
-        };
-        if keys.iter().any(|known| known.id == id) {
-            findings.push(place.problem(format!("two keys have the id '{id}': each needs its own")));
-            continue;
-        }
-        keys.push(EncryptionKey { id, key });
-    }
-    keys
-}
-
-fn key_bytes(place: &ConfigValue<'_>) -> Result<Secret, Problem> {
-    const HOW: &str = "make one with 'kube-authn keygen'";
-    let text = place.optional_secret()?.ok_or_else(|| place.missing())?;
-    // The decoder's own error would repeat a byte of the key.
-    let key = STANDARD
-        .decode(text.expose())
-        .map(Secret::new)
-        .map_err(|_| place.problem(format!("the key is not base64 of {KEY_BYTES} bytes: {HOW}")))?;
-    match key.len() {
-        KEY_BYTES => Ok(key),
-        length => Err(place.problem(format!(
-            "the key is base64 of {length} bytes, expected {KEY_BYTES}: {HOW}"
-        ))),
-    }
-}
-
-/// AES-256 (FIPS 197).
-const KEY_BYTES: usize = 32;
+const KEYS: [&str; 6] = ["callers", "store", "encryption", "purge", "catalog", "strategies"];
 
 #[cfg(test)]
 mod tests;

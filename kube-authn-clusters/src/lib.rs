@@ -41,7 +41,7 @@ pub use self::{
     combined::CombinedLocator,
     config::ConfigLocator,
     effective::EffectiveConfig,
-    kube_authn::{CatalogConfig, EncryptionKey, KubeAuthnConfig, StoreConfig},
+    kube_authn::{CatalogConfig, EncryptionKey, KubeAuthnConfig, PurgeConfig, StoreConfig},
     kubeconfig::KubeconfigLocator,
     local_kubectl_proxy::LocalKubectlProxyLocator,
     login::{ExposeToken, Logins},

@@ -7,7 +7,7 @@ use kube_authn_core::{
     Problem, Secret, TokenForCluster,
 };
 
-use crate::{AppConfig, ConfigValue, findings::Findings, schedule::optional_duration};
+use crate::{AppConfig, ConfigValue, InvalidConfig, findings::Findings, schedule::optional_duration};
 
 /// The login of each cluster of strategy `clusterAuth`: one for all, and those of single clusters.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +49,19 @@ impl Logins {
     /// Who may read a stored token through the API.
     pub fn expose_token(&self) -> ExposeToken {
         self.expose_token
+    }
+
+    /// Reads the block alone, for a program that asks no locator and looks at no cluster.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn of(config: &AppConfig) -> Result<Self, InvalidConfig> {
+        let mut findings = Findings::default();
+        let logins = Self::read(config, &mut findings);
+        match findings.problems.is_empty() {
+            true => Ok(logins),
+            false => Err(InvalidConfig::new(findings.problems)),
+        }
     }
 
     /// Reads the block; an absent one gives no login.

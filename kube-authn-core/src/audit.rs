@@ -67,7 +67,7 @@ pub enum AuditEvent<'a> {
         client_id: &'a ClientId,
         /// The service that ended it on the user's behalf.
         actor: Option<&'a Principal>,
-        /// Stable code of the reason: `logout`, `invalid_grant`, `purged`.
+        /// Stable code of the reason: `logout`, `administrator`, `invalid_grant`, `purged`.
         reason: &'static str,
     },
     /// A stored token was handed out, and what is done with it from now on is in no log of ours.

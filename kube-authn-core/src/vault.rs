@@ -4,6 +4,7 @@ mod count;
 mod keys;
 mod live;
 mod login;
+mod page;
 mod pin;
 mod refresh;
 mod row;
@@ -16,6 +17,7 @@ pub use self::{
     count::LoginCount,
     keys::Rekeyed,
     login::{Login, NewLogin},
+    page::StoredLogin,
     refresh::Claim,
 };
 use self::{
@@ -247,12 +249,24 @@ impl TokenVault {
     /// # Errors
     /// As [`TokenVault::log_out`].
     pub async fn log_out_by(&self, key: &TokenKey, actor: Option<&Principal>) -> Result<bool> {
+        self.delete(key, actor, "logout").await
+    }
+
+    /// The same by whoever looks after the service; the audit log says so (`administrator`).
+    ///
+    /// # Errors
+    /// As [`TokenVault::log_out`].
+    pub async fn revoke(&self, key: &TokenKey) -> Result<bool> {
+        self.delete(key, None, "administrator").await
+    }
+
+    async fn delete(&self, key: &TokenKey, actor: Option<&Principal>, reason: &'static str) -> Result<bool> {
         refuse_reserved(&key.principal)?;
         let known = self.0.live.of(key);
         let deleted = self.0.store.delete(key).await?;
         self.0.live.deleted(key, &known);
         if deleted {
-            ended(key, actor, "logout");
+            ended(key, actor, reason);
         }
         Ok(deleted)
     }

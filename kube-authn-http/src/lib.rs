@@ -24,7 +24,7 @@ pub use self::{
     clusters::clusters,
     error::{kubernetes_status, token_api_error},
     health::Health,
-    metrics::{Metrics, count_request, record_credential},
+    metrics::{Metrics, count_purged, count_request, record_credential},
     proxy::{Hangup, ProxyState, proxy},
 };
 

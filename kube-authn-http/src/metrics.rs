@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `kube_authn_requests_total` | counter | `cluster`, `strategy`, `outcome` |
 //! | `kube_authn_credential_seconds` | histogram | `cluster`, `strategy` |
+//! | `kube_authn_logins_purged_total` | counter | – |
 //! | `kube_authn_logins` | gauge | `state`: `usable`, `refreshable`, `ended` |
 //! | `kube_authn_upstream_connections` | gauge | – |
 //! | `kube_authn_upstream_connections_opened_total` | counter | – |
@@ -33,6 +34,11 @@ pub fn count_request(cluster: Option<&ClusterDetails>, outcome: &'static str) {
 pub fn record_credential(cluster: &ClusterDetails, took: Duration) {
     let (name, strategy) = labels(Some(cluster));
     histogram!(CREDENTIAL_SECONDS, "cluster" => name, "strategy" => strategy).record(took);
+}
+
+/// Counts logins that were deleted because they ended long ago.
+pub fn count_purged(logins: u64) {
+    counter!(PURGED).increment(logins);
 }
 
 /// Only names that the configuration holds: a caller cannot make up labels.
@@ -152,6 +158,7 @@ fn describe() {
         "Time until a credential was at hand"
     );
     describe_gauge!(LOGINS, "Stored logins, counted at most once a minute");
+    describe_counter!(PURGED, "Logins deleted because they ended long ago");
     describe_gauge!(CONNECTIONS, "Open connections to API servers");
     describe_counter!(CONNECTIONS_OPENED, "Connections to API servers ever opened");
 }
@@ -159,6 +166,7 @@ fn describe() {
 const REQUESTS: &str = "kube_authn_requests_total";
 const CREDENTIAL_SECONDS: &str = "kube_authn_credential_seconds";
 const LOGINS: &str = "kube_authn_logins";
+const PURGED: &str = "kube_authn_logins_purged_total";
 const CONNECTIONS: &str = "kube_authn_upstream_connections";
 const CONNECTIONS_OPENED: &str = "kube_authn_upstream_connections_opened_total";
 

@@ -8,6 +8,7 @@ mod exchange;
 mod jwks;
 mod login;
 mod pkce;
+mod takeover;
 mod verify;
 
 pub use url;
@@ -19,5 +20,6 @@ pub use self::{
     exchange::{RefreshFailure, TokenAnswer, TokenClient},
     login::{LoginVerifier, PostedTokens, VerifiedLogin},
     pkce::CodeVerifier,
+    takeover::unverified_login,
     verify::{IdTokenVerifier, LEEWAY, TypedToken, UnverifiedToken, VerifiedIdToken},
 };

@@ -5,6 +5,8 @@ mod caching;
 mod key_ring;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod openportal;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "redis")]
@@ -21,6 +23,8 @@ pub use self::caching::CachingTokenStore;
 pub use self::key_ring::{KeyProvider, KeyRing};
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryTokenStore;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub use self::openportal::{OpenportalTable, PlainLogin};
 #[cfg(feature = "postgres")]
 pub use self::postgres::PostgresTokenStore;
 #[cfg(feature = "redis")]

@@ -9,14 +9,13 @@ use kube_authn_core::{
 };
 use kube_authn_oidc::{IssuerClient, LoginVerifier};
 use kube_authn_providers::{ClusterAuthProvider, ServiceAccountProvider};
-use kube_authn_store::KeyRing;
 use rustls::crypto::CryptoProvider;
 
-use crate::service::caller_problems;
+use crate::{Administration, service::caller_problems};
 
 pub(crate) mod in_force;
 mod outside;
-mod store;
+pub(crate) mod store;
 pub(crate) mod strategies;
 
 use in_force::Strategies;
@@ -66,11 +65,12 @@ pub fn impersonation_rules(effective: &EffectiveConfig) -> Vec<(String, String)>
 /// cannot be opened; `Unavailable` or `Timeout` if the store's file is locked. A database server that does not answer is no
 /// error: every use of the vault is `Unavailable` until it does.
 pub async fn vault(config: &AppConfig) -> Result<Option<TokenVault>> {
-    vault_of(&read_effective(config).await.into_valid()?).await
+    let effective = read_effective(config).await.into_valid()?;
+    Ok(administration_of(&effective).await?.map(|opened| opened.vault))
 }
 
-/// As [`vault`], of a configuration that was read already and is valid.
-pub(crate) async fn vault_of(effective: &EffectiveConfig) -> Result<Option<TokenVault>> {
+/// As [`vault`], of a configuration that was read already and is valid, with the keys.
+pub(crate) async fn administration_of(effective: &EffectiveConfig) -> Result<Option<Administration>> {
     if !effective.uses_cluster_auth() {
         return Ok(None);
     }
@@ -81,15 +81,7 @@ pub(crate) async fn vault_of(effective: &EffectiveConfig) -> Result<Option<Token
              with `kube-authn keygen`",
         ));
     }
-    let keys = effective
-        .kube_authn
-        .encryption_keys
-        .iter()
-        .map(|key| (key.id.clone(), key.key.clone()));
-    let sealer = KeyRing::new(keys.collect())?;
-    store::vault(effective.kube_authn.store.as_ref(), sealer)
-        .await
-        .map(Some)
+    Administration::of(&effective.kube_authn).await.map(Some)
 }
 
 /// Clusters, strategies, cache and connections of an app-config. `vault` is what [`vault`] gave, or your own.

@@ -7,8 +7,12 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use kube_authn_clusters::{AppConfig, ConfigValue, Environment};
-use kube_authn_core::serde_json::{Value, json};
+use kube_authn::Administration;
+use kube_authn_clusters::{AppConfig, ConfigValue, Environment, InvalidConfig};
+use kube_authn_core::{
+    Error,
+    serde_json::{Value, json},
+};
 
 use crate::check::error_line;
 
@@ -55,6 +59,30 @@ impl Files {
             false => self.files.clone(),
         }
     }
+
+    /// The configuration and its stored logins. What is wrong was told on standard error.
+    pub(crate) async fn administration(&self) -> Result<(AppConfig, Administration), ExitCode> {
+        let config = AppConfig::load(&self.paths()).map_err(|invalid| told(&invalid.into()))?;
+        match Administration::open(&config).await {
+            Ok(administration) => Ok((config, administration)),
+            Err(error) => Err(told(&error)),
+        }
+    }
+}
+
+/// Tells what is wrong: each problem of a configuration with its file and key, anything else as it is.
+pub(crate) fn told(error: &Error) -> ExitCode {
+    let source = std::error::Error::source(error);
+    match source.and_then(|source| source.downcast_ref::<InvalidConfig>()) {
+        Some(invalid) => {
+            for problem in &invalid.problems {
+                let line = error_line(problem.file.as_deref(), &problem.key, &problem.message);
+                eprintln!("{line}");
+            }
+        }
+        None => eprintln!("kube-authn: {error}"),
+    }
+    ExitCode::FAILURE
 }
 
 impl Config {

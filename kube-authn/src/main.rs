@@ -12,8 +12,12 @@ use clap::{Parser, Subcommand};
 mod backend;
 mod check;
 mod config;
+mod import;
 mod keygen;
+mod keys;
 mod listen;
+mod logins;
+mod rekey;
 mod schedule;
 mod serve;
 
@@ -31,8 +35,16 @@ enum Command {
     Check(check::Check),
     /// Print the merged configuration, and where each value comes from
     Config(config::Config),
+    /// Take over the plain logins of a table of openportal
+    Import(import::Import),
     /// Print a new key for kubeAuthn.encryption.keys
     Keygen(keygen::Keygen),
+    /// Print which encryption key protects how many stored logins
+    Keys(keys::Keys),
+    /// List stored logins, or end them
+    Logins(logins::Logins),
+    /// Write stored logins anew under the newest encryption key
+    Rekey(rekey::Rekey),
     /// Print what the text of a schedule means: its seconds, or its next five times
     Schedule(schedule::Schedule),
     /// Serve the token API, the Kubernetes proxy and the cluster list over HTTP
@@ -62,7 +74,11 @@ fn main() -> ExitCode {
         match arguments.command {
             Command::Check(check) => check.run().await,
             Command::Config(config) => config.run(),
+            Command::Import(import) => import.run().await,
             Command::Keygen(keygen) => keygen.run(),
+            Command::Keys(keys) => keys.run().await,
+            Command::Logins(logins) => logins.run().await,
+            Command::Rekey(rekey) => rekey.run().await,
             Command::Schedule(schedule) => schedule.run(),
             Command::Serve(serve) => serve.run().await,
         }

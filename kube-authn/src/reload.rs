@@ -1,17 +1,17 @@
 //! What a running service takes over from a configuration that changed.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use kube_authn_clusters::{AppConfig, EffectiveConfig, InvalidConfig, Logins};
 use kube_authn_core::{
-    ClusterAccess, ClusterDetails, ClusterSet, Error, ErrorKind, Problem, Result, TokenVault,
-    serde_json::Value,
+    ClusterAccess, ClusterDetails, ClusterSet, Error, ErrorKind, KeyId, Problem, Result, serde_json::Value,
 };
 use kube_authn_http::ClusterAuth;
 use kube_authn_providers::ClusterAuthProvider;
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
+    Administration,
     assemble::{
         credential_source,
         in_force::{Changes, Strategies},
@@ -27,7 +27,7 @@ use crate::{
 pub struct Reload {
     access: ClusterAccess,
     strategies: Strategies,
-    cluster_auth: Option<(ClusterAuth, TokenVault)>,
+    cluster_auth: Option<(ClusterAuth, Administration)>,
     state: Arc<Mutex<State>>,
 }
 
@@ -40,6 +40,8 @@ struct State {
     config: Option<Value>,
     effective: EffectiveConfig,
     logins: Logins,
+    /// Keys that could not be taken over, why, and when.
+    refused: Option<(Vec<KeyId>, Error, Instant)>,
 }
 
 impl std::fmt::Debug for State {
@@ -54,7 +56,7 @@ impl Reload {
         effective: EffectiveConfig,
         access: ClusterAccess,
         strategies: Strategies,
-        cluster_auth: Option<(ClusterAuth, TokenVault)>,
+        cluster_auth: Option<(ClusterAuth, Administration)>,
     ) -> Self {
         let state = State {
             fixed: fixed(config),
@@ -62,6 +64,7 @@ impl Reload {
             config: config.root().json(),
             logins: effective.logins.clone(),
             effective,
+            refused: None,
         };
         Self {
             access,
@@ -71,12 +74,13 @@ impl Reload {
         }
     }
 
-    /// Takes the clusters and the settings of strategies of this configuration over, or, if it is the one in force, what
-    /// its locators list now; says whether any cluster came, went or changed, or its strategy did. Everything else takes a
-    /// restart; the log says so once.
+    /// Takes the clusters, the settings of strategies and the encryption keys of this configuration over, or, if it is the
+    /// one in force, what its locators list now; says whether any cluster came, went or changed, or its strategy did.
+    /// Everything else takes a restart; the log says so once.
     ///
     /// # Errors
-    /// `ConfigInvalid` with all problems of the configuration; the old clusters stay in force.
+    /// `ConfigInvalid` with all problems of the configuration, or if an encryption key is taken out that is in use; the old
+    /// clusters and keys stay in force.
     pub async fn apply(&self, config: &AppConfig) -> Result<bool> {
         let mut state = self.state.lock().await;
         state.report_fixed(config);
@@ -91,12 +95,15 @@ impl Reload {
         let mut effective = effective.into_valid()?;
         // What is said of logins takes a restart.
         effective.logins = state.logins.clone();
+        self.renew_keys(&effective, &mut state).await?;
         let clusters = located(&effective).collect::<Result<Vec<_>>>()?;
         let renewed = renewed(&effective, &changes);
         let changed = !renewed.is_empty() || !is_in_force(&clusters, &self.access.clusters().current());
         // Made before anything is put in force: it may fail.
         let logins = match &self.cluster_auth {
-            Some((cluster_auth, vault)) if changed => Some((cluster_auth, logins(&effective, vault)?)),
+            Some((cluster_auth, opened)) if changed => {
+                Some((cluster_auth, logins(&effective, &opened.vault)?))
+            }
             Some(_) | None => None,
         };
         // Before the clusters: what is cached for the new ones is of the new strategies.
@@ -119,6 +126,34 @@ impl Reload {
     /// Whether this is the configuration that was taken over last, down to its secrets.
     pub async fn knows(&self, config: &AppConfig) -> bool {
         self.state.lock().await.config == config.root().json()
+    }
+
+    /// The files of keys are read with every configuration, so their content may change where its text does not.
+    async fn renew_keys(&self, effective: &EffectiveConfig, state: &mut State) -> Result<()> {
+        let Some((_, opened)) = &self.cluster_auth else {
+            return Ok(());
+        };
+        let keys = effective.kube_authn.encryption_keys.iter();
+        let ids: Vec<_> = keys.map(|key| key.id.clone()).collect();
+        if let Some((refused, error, at)) = &state.refused
+            && *refused == ids
+            && at.elapsed() < COUNT_AGAIN
+        {
+            return Err(error.clone());
+        }
+        state.refused = None;
+        match opened.renew(&effective.kube_authn).await {
+            Ok(true) => {
+                let ids: Vec<_> = ids.iter().map(KeyId::as_str).collect();
+                tracing::info!(keys = %ids.join(", "), "the encryption keys changed; the first one writes");
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            Err(error) => {
+                state.refused = Some((ids, error.clone(), Instant::now()));
+                Err(error)
+            }
+        }
     }
 
     /// A store is opened at the start alone.
@@ -174,12 +209,15 @@ fn fixed(config: &AppConfig) -> Vec<(&'static str, Option<Value>)> {
     FIXED.iter().map(|key| (*key, config.value(key).json())).collect()
 }
 
+/// Whether a key is in use takes a look at every row.
+const COUNT_AGAIN: Duration = Duration::from_secs(60);
 /// What is read at the start alone.
-const FIXED: [&str; 6] = [
+const FIXED: [&str; 7] = [
     "backend.baseUrl",
     "backend.listen",
     "clusterAuth",
     "kubeAuthn.callers",
-    "kubeAuthn.encryption",
+    "kubeAuthn.encryption.lost",
+    "kubeAuthn.purge",
     "kubeAuthn.store",
 ];

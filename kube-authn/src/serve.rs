@@ -110,6 +110,9 @@ impl Serve {
             reload: service.reload.clone(),
         };
         tokio::spawn(follow.run());
+        if let Some(purge) = service.purge.clone() {
+            tokio::spawn(purge.run());
+        }
         Ok((service, listener))
     }
 }

@@ -17,8 +17,10 @@ use kube_authn_oidc::IssuerClient;
 use kube_authn_providers::ClusterAuthProvider;
 
 use crate::{
-    Reload,
-    assemble::{access_of, crypto_provider, effective_but_callers, effective_config, vault_of, verifier},
+    Purge, Reload,
+    assemble::{
+        access_of, administration_of, crypto_provider, effective_but_callers, effective_config, verifier,
+    },
 };
 
 /// What `kube-authn serve` serves: all routes, and the state that their server asks when it stops.
@@ -37,6 +39,8 @@ pub struct Service {
     pub reload: Reload,
     /// What must not be cut off when the program stops.
     pub refreshes: Refreshes,
+    /// Deletes logins that ended long ago, once somebody runs it; `None` if no cluster takes logins.
+    pub purge: Option<Purge>,
 }
 
 /// The refreshes of users' logins that are under way. Clones share them.
@@ -58,7 +62,7 @@ impl Refreshes {
 ///
 /// # Errors
 /// As [`vault`](crate::vault) and [`cluster_access`](crate::cluster_access); `ConfigInvalid` also if a caller's setting cannot
-/// be used. Where the configuration itself is wrong, the source is an [`InvalidConfig`](kube_authn_clusters::InvalidConfig) with all that
+/// be used, or if stored logins are sealed with a key that is not configured. Where the configuration itself is wrong, the source is an [`InvalidConfig`](kube_authn_clusters::InvalidConfig) with all that
 /// [`effective_config`] finds.
 pub async fn service(config: &AppConfig, metrics: bool) -> Result<Service> {
     let effective = effective_config(config).await.into_valid()?;
@@ -88,7 +92,11 @@ async fn assembled(
     callers: Callers,
     metrics: bool,
 ) -> Result<Service> {
-    let vault = vault_of(&effective).await?;
+    let administration = administration_of(&effective).await?;
+    if let Some(administration) = &administration {
+        administration.refuse_start().await?;
+    }
+    let vault = administration.as_ref().map(|opened| opened.vault.clone());
     let assembled = access_of(effective, vault.clone(), |registry| registry)?;
     let (access, effective, strategies) = (assembled.access, assembled.effective, assembled.strategies);
 
@@ -107,7 +115,8 @@ async fn assembled(
         .then(|| Metrics::install(Some(access.clone()), vault.clone()))
         .transpose()?;
     let proxy = ProxyState::new(access.clone(), callers.clone());
-    let logins = cluster_auth.clone().zip(vault);
+    let purge = vault.map(|vault| Purge::new(vault, effective.kube_authn.purge.clone()));
+    let logins = cluster_auth.clone().zip(administration);
     let reload = Reload::new(config, effective, access.clone(), strategies, logins);
     let routes = kube_authn_http::router(&access, &callers, cluster_auth, health, metrics);
     Ok(Service {
@@ -117,6 +126,7 @@ async fn assembled(
         gateways: Vec::new(),
         reload,
         refreshes: Refreshes(assembled.cluster_auth),
+        purge,
     })
 }
 

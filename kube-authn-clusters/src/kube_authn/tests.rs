@@ -242,3 +242,36 @@ fn bad_key_is_told_without_its_bytes() {
     let (config, _) = read("kubeAuthn: { encryption: { keys: [{ id: a, key: '${KEY}' }] } }");
     assert!(!format!("{config:?}").contains("AAEC"));
 }
+
+#[test]
+fn key_in_a_file_of_its_own_is_read_and_one_that_is_none_is_told_by_its_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (good, bad) = (folder.path().join("key"), folder.path().join("bad"));
+    std::fs::write(&good, format!("{KEY}\n")).expect("written");
+    std::fs::write(&bad, "canary").expect("written");
+    let of = |entry: String| format!("kubeAuthn: {{ encryption: {{ keys: [{{ id: k1, {entry} }}] }} }}");
+
+    let (config, findings) = read(&of(format!("keyFile: '{}'", good.display())));
+    let bytes: Vec<u8> = (0..32).collect();
+    assert_eq!(findings.problems, []);
+    assert_eq!(config.encryption_keys[0].key, Secret::new(bytes));
+
+    for (entry, part) in [
+        (format!("keyFile: '{}'", bad.display()), "not base64 of 32 bytes"),
+        (
+            "keyFile: /nonexistent".to_owned(),
+            "the key file /nonexistent cannot be read",
+        ),
+        (
+            format!("key: '${{KEY}}', keyFile: '{}'", good.display()),
+            "remove one of the two",
+        ),
+    ] {
+        let told = told(&of(entry));
+        assert_eq!(told[0].0, "kubeAuthn.encryption.keys[0].keyFile");
+        assert!(
+            told[0].1.contains(part) && !told[0].1.contains("canary"),
+            "{told:?}"
+        );
+    }
+}

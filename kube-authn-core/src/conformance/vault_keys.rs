@@ -77,6 +77,11 @@ pub async fn rekeyed_rows_end_no_login_and_keep_their_content(fixture: &VaultFix
             ..Rekeyed::default()
         }
     );
+    assert_eq!(
+        logins(&elsewhere).await,
+        21,
+        "each login once, and no pin among them"
+    );
 }
 
 /// A refresh saves against the revision that its claim wrote: were that gone, the new refresh token would be lost.
@@ -135,6 +140,21 @@ pub async fn row_of_an_unknown_key_stays_and_is_never_no_login(fixture: &VaultFi
         }
     );
     assert_eq!(present(&rotated).await.tokens, tokens("one", 60));
+}
+
+/// How many logins the pages show.
+async fn logins(vault: &TokenVault) -> usize {
+    let (mut count, mut after) = (0, None);
+    loop {
+        let page = ok(vault.logins(after.as_ref(), 4).await);
+        let Some(last) = page.last() else { return count };
+        assert!(
+            last.key_id.as_str().starts_with(PREFIX),
+            "the page must name the key"
+        );
+        after = Some(last.key.clone());
+        count += page.len();
+    }
 }
 
 async fn rekey(vault: &TokenVault) -> Rekeyed {

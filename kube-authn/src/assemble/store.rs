@@ -22,7 +22,7 @@ pub(super) fn problem(config: &AppConfig, store: Option<&StoreConfig>) -> Option
 }
 
 /// A vault over the store; without the setting over a file in the working directory.
-pub(super) async fn vault(store: Option<&StoreConfig>, sealer: KeyRing) -> Result<TokenVault> {
+pub(crate) async fn vault(store: Option<&StoreConfig>, sealer: KeyRing) -> Result<TokenVault> {
     match store {
         Some(StoreConfig::Memory) => Ok(TokenVault::new(MemoryTokenStore::new(), sealer)),
         Some(StoreConfig::Sqlite { url }) => Ok(TokenVault::new(SqliteTokenStore::open(url).await?, sealer)),

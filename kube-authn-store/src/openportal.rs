@@ -1,0 +1,199 @@
+//! Reads the plain table in which openportal keeps its users' tokens, to take them over.
+
+use std::str::FromStr;
+
+use kube_authn_core::{Error, ErrorKind, Result, Secret};
+use sqlx::{AssertSqlSafe, ColumnIndex, ConnectOptions, Decode, Row, Type};
+
+/// A table `cluster_tokens` of openportal, opened for reading.
+pub struct OpenportalTable {
+    connection: Connection,
+    table: String,
+}
+
+enum Connection {
+    #[cfg(feature = "sqlite")]
+    Sqlite(sqlx::SqliteConnection),
+    #[cfg(feature = "postgres")]
+    Postgres(sqlx::PgConnection),
+}
+
+/// One row, as it stands there: nothing of it was looked at.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PlainLogin {
+    /// `user_entity_ref`.
+    pub user: String,
+    /// `access_token`.
+    pub access_token: Secret,
+    /// `id_token`.
+    pub id_token: Secret,
+    /// `refresh_token`.
+    pub refresh_token: Option<Secret>,
+    /// `issuer`; openportal writes `unknown` where it did not know.
+    pub issuer: String,
+}
+
+impl OpenportalTable {
+    /// Opens the table of a database: `sqlite://path` (for reading alone; the file must be there) or `postgres://...`.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` if the URL is none of these or the table's name is none; `Unavailable` if the database cannot be
+    /// opened. No text shows the URL's password.
+    pub async fn open(url: &str, table: &str) -> Result<Self> {
+        let table = quoted(table)?;
+        let connection = match url.split_once(':') {
+            #[cfg(feature = "sqlite")]
+            Some(("sqlite", _)) => {
+                let options = sqlx::sqlite::SqliteConnectOptions::from_str(url).map_err(|_| no_url())?;
+                let connected = options.read_only(true).connect().await;
+                Connection::Sqlite(connected.map_err(|error| failed(&error))?)
+            }
+            #[cfg(feature = "postgres")]
+            Some(("postgres" | "postgresql", _)) => {
+                let options = sqlx::postgres::PgConnectOptions::from_str(url).map_err(|_| no_url())?;
+                let connected = options.connect().await;
+                Connection::Postgres(connected.map_err(|error| failed(&error))?)
+            }
+            _ => return Err(no_url()),
+        };
+        Ok(Self { connection, table })
+    }
+
+    /// The next rows behind this user, in the order of users, at most `limit`.
+    ///
+    /// # Errors
+    /// `Unavailable` if the database does not answer, or the table is not there or not openportal's.
+    pub async fn page(&mut self, after: &str, limit: u16) -> Result<Vec<PlainLogin>> {
+        let table = &self.table;
+        // The name is quoted, and consists of letters, digits and underscores.
+        let statement = AssertSqlSafe(format!(
+            "SELECT user_entity_ref, access_token, id_token, refresh_token, issuer FROM {table} \
+             WHERE user_entity_ref > $1 ORDER BY user_entity_ref LIMIT $2"
+        ));
+        let limit = i64::from(limit);
+        match &mut self.connection {
+            #[cfg(feature = "sqlite")]
+            Connection::Sqlite(connection) => {
+                let query = sqlx::query(statement).bind(after).bind(limit);
+                let rows = query
+                    .fetch_all(connection)
+                    .await
+                    .map_err(|error| failed(&error))?;
+                rows.iter().map(plain).collect()
+            }
+            #[cfg(feature = "postgres")]
+            Connection::Postgres(connection) => {
+                let query = sqlx::query(statement).bind(after).bind(limit);
+                let rows = query
+                    .fetch_all(connection)
+                    .await
+                    .map_err(|error| failed(&error))?;
+                rows.iter().map(plain).collect()
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for OpenportalTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenportalTable")
+            .field("table", &self.table)
+            .finish_non_exhaustive()
+    }
+}
+
+fn plain<'r, R>(row: &'r R) -> Result<PlainLogin>
+where
+    R: Row,
+    &'static str: ColumnIndex<R>,
+    String: Decode<'r, R::Database> + Type<R::Database>,
+    Option<String>: Decode<'r, R::Database> + Type<R::Database>,
+{
+    let text = |name: &'static str| row.try_get::<String, _>(name).map_err(|error| failed(&error));
+    let refresh_token: Option<String> = row.try_get("refresh_token").map_err(|error| failed(&error))?;
+    Ok(PlainLogin {
+        user: text("user_entity_ref")?,
+        access_token: Secret::new(text("access_token")?),
+        id_token: Secret::new(text("id_token")?),
+        refresh_token: refresh_token.filter(|token| !token.is_empty()).map(Secret::new),
+        issuer: text("issuer")?,
+    })
+}
+
+/// `cluster_tokens` or `schema.cluster_tokens`, each part in quotes.
+fn quoted(table: &str) -> Result<String> {
+    let is_name = |part: &&str| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    let parts: Vec<_> = table.split('.').collect();
+    match parts.len() <= 2 && parts.iter().all(is_name) {
+        true => Ok(format!("\"{}\"", parts.join("\".\""))),
+        false => Err(Error::new(
+            ErrorKind::ConfigInvalid,
+            "not the name of a table: expected letters, digits and underscores, with a schema and a dot before it or not",
+        )),
+    }
+}
+
+fn no_url() -> Error {
+    Error::new(
+        ErrorKind::ConfigInvalid,
+        "not the URL of openportal's database: expected sqlite://path or postgres://user:password@host/database",
+    )
+}
+
+/// Without the details that PostgreSQL sends along: they may hold a row.
+#[derive(Debug, thiserror::Error)]
+#[error("the database said: {0}")]
+struct Said(String);
+
+fn failed(source: &sqlx::Error) -> Error {
+    let said = match source {
+        sqlx::Error::Database(error) => Said(error.message().to_owned()),
+        sqlx::Error::ColumnNotFound(_) | sqlx::Error::ColumnDecode { .. } => {
+            Said("a column is not as openportal made it".to_owned())
+        }
+        _ => Said("the connection failed".to_owned()),
+    };
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("cannot read openportal's table: {said}"),
+    )
+    .with_source(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_of_a_table_is_quoted_and_nothing_else_gets_into_a_statement() {
+        assert_eq!(quoted("cluster_tokens").expect("a name"), "\"cluster_tokens\"");
+        assert_eq!(
+            quoted("portal.cluster_tokens").expect("a name"),
+            "\"portal\".\"cluster_tokens\""
+        );
+        for name in ["", "a.b.c", ".a", "a;b", "a\"b", "a b", "a-b"] {
+            assert_eq!(
+                quoted(name).expect_err("no name").kind(),
+                ErrorKind::ConfigInvalid,
+                "{name}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn url_that_is_none_is_refused_without_its_password() {
+        for url in ["mysql://u:canary@h/d", "canary", "postgres://u:canary@h:port/d"] {
+            let error = OpenportalTable::open(url, "cluster_tokens")
+                .await
+                .expect_err("no URL");
+            assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+            assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `kube-authn keys`: which key protects how many rows of the token store.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::Args;
+use kube_authn::Administration;
+use kube_authn_core::{
+    KeyId, Result,
+    serde_json::{Value, json},
+};
+
+use crate::config::{Files, told};
+
+/// Logins and first-use pins are rows alike. A key that protects none can be taken out of kubeAuthn.encryption.keys. Exits
+/// with 1 if a key protects rows and is not configured.
+#[derive(Debug, Args)]
+pub(crate) struct Keys {
+    #[command(flatten)]
+    files: Files,
+    /// Print one JSON object: {"keys": [{"id", "rows", "writes", "configured"}]}
+    #[arg(long)]
+    json: bool,
+}
+
+/// One key, configured or found in the store.
+struct Use {
+    id: KeyId,
+    rows: u64,
+    writes: bool,
+    configured: bool,
+    lost: bool,
+}
+
+impl Keys {
+    pub(crate) async fn run(&self) -> ExitCode {
+        let administration = match self.files.administration().await {
+            Ok((_, administration)) => administration,
+            Err(code) => return code,
+        };
+        let keys = match uses(&administration).await {
+            Ok(keys) => keys,
+            Err(error) => return told(&error),
+        };
+        let printed = match self.json {
+            true => print_json(&keys),
+            false => print_text(&keys),
+        };
+        let missing = keys.iter().any(|key| !key.configured && !key.lost);
+        match printed {
+            Ok(()) if !missing => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// In the order of the configuration, then those that are not configured.
+async fn uses(administration: &Administration) -> Result<Vec<Use>> {
+    let mut rows = administration.vault.rows_by_key().await?;
+    let configured = administration.keys.ids().into_iter().enumerate();
+    let mut keys: Vec<_> = configured
+        .map(|(index, id)| Use {
+            rows: rows.remove(&id).unwrap_or_default(),
+            id,
+            writes: index == 0,
+            configured: true,
+            lost: false,
+        })
+        .collect();
+    keys.extend(rows.into_iter().map(|(id, rows)| Use {
+        lost: administration.lost.contains(&id),
+        id,
+        rows,
+        writes: false,
+        configured: false,
+    }));
+    Ok(keys)
+}
+
+fn print_json(keys: &[Use]) -> io::Result<()> {
+    let keys: Vec<Value> = keys
+        .iter()
+        .map(|key| {
+            json!({
+                "id": key.id.as_str(), "rows": key.rows, "writes": key.writes, "configured": key.configured,
+            })
+        })
+        .collect();
+    writeln!(io::stdout().lock(), "{}", json!({ "keys": keys }))
+}
+
+fn print_text(keys: &[Use]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let width = keys
+        .iter()
+        .map(|key| key.id.as_str().len())
+        .max()
+        .unwrap_or_default();
+    for key in keys {
+        let note = match (key.writes, key.configured, key.lost, key.rows) {
+            (true, ..) => "writes",
+            (_, true, _, 0) => "unused: can be taken out",
+            (_, true, ..) => "reads: kube-authn rekey frees it",
+            (_, false, true, _) => "lost: its rows cannot be read",
+            (_, false, false, _) => "NOT CONFIGURED: put it back into kubeAuthn.encryption.keys",
+        };
+        writeln!(out, "{:<width$}  {:>9} rows  {note}", key.id.as_str(), key.rows)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,522 @@
+//! Keys, logins and openportal's table, as whoever looks after the service meets them: the program run over one store.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the doors are those of the library, not of what tests the program"
+)]
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use kube_authn::{
+    Administration, Purge, Service,
+    kube_authn_clusters::{AppConfig, KubeAuthnConfig, jiff::Timestamp},
+    kube_authn_core::{
+        ClientId, EntityRef, ErrorKind, Issuer, ManualClock, NewLogin, Principal, Result, Secret, Subject,
+        Token, TokenKey, TokenSet, TokenVault, async_trait,
+    },
+    kube_authn_http::{Caller, CallerAuthenticator, CallerRequest, Callers},
+    kube_authn_store::sqlx,
+    service_for,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const ISSUER: &str = "https://issuer.example.com/";
+const CANARY: &str = "canary-7f3a";
+
+/// A folder with a store in it, and configurations of the replicas that share it.
+struct Place(TempDir);
+
+/// What a run of the program gave: exit code, standard output, standard error.
+struct Run(Option<i32>, String, String);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        for (number, id) in ["k1", "k2", "k3"].iter().enumerate() {
+            let key = STANDARD.encode([u8::try_from(number).unwrap() + 1; 32]);
+            fs::write(place.path().join(id), key).unwrap();
+        }
+        place
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A configuration with these keys, each in a file of its name; the first one writes.
+    fn config(&self, keys: &[&str]) -> AppConfig {
+        let folder = self.path().display();
+        let keys: Vec<_> = keys
+            .iter()
+            .map(|id| json!({ "id": id, "keyFile": format!("{folder}/{id}") }))
+            .collect();
+        self.write(&json!({
+            "kubernetes": { "clusterLocatorMethods": [{ "type": "config", "clusters": [
+                { "name": "a", "url": "https://127.0.0.1:1", "authProvider": "clusterAuth" },
+            ]}]},
+            "clusterAuth": { "issuer": ISSUER, "clientId": "kubernetes" },
+            "kubeAuthn": {
+                "store": { "type": "sqlite", "url": format!("sqlite://{folder}/store.db") },
+                "encryption": { "keys": keys },
+            },
+        }))
+    }
+
+    fn write(&self, config: &Value) -> AppConfig {
+        let file = self.path().join("app-config.yaml");
+        fs::write(&file, config.to_string()).unwrap();
+        AppConfig::load(&[file]).unwrap()
+    }
+
+    async fn vault(&self, keys: &[&str]) -> TokenVault {
+        Administration::open(&self.config(keys)).await.unwrap().vault
+    }
+
+    async fn serve(&self, keys: &[&str]) -> Result<Service> {
+        service_for(&self.config(keys), Callers::new().with(Nobody), false).await
+    }
+
+    fn run(&self, arguments: &[&str]) -> Run {
+        let output = Command::new(env!("CARGO_BIN_EXE_kube-authn"))
+            .args(arguments)
+            .arg("--config")
+            .arg("app-config.yaml")
+            .current_dir(self.path())
+            .env_clear()
+            .output()
+            .unwrap();
+        let run = Run(
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        );
+        let shown = [run.1.as_str(), run.2.as_str()].concat();
+        assert!(
+            !shown.contains(CANARY) && !shown.contains("panicked"),
+            "{arguments:?}: {shown}"
+        );
+        run
+    }
+}
+
+#[derive(Debug)]
+struct Nobody;
+
+#[async_trait]
+impl CallerAuthenticator for Nobody {
+    async fn authenticate(&self, _: &CallerRequest<'_>) -> Result<Option<Caller>> {
+        Ok(Some(Caller::new(Principal::user(EntityRef::parse(
+            "user:default/nobody",
+        )?))))
+    }
+}
+
+fn key(name: &str) -> TokenKey {
+    TokenKey {
+        principal: EntityRef::parse(&format!("user:default/{name}")).unwrap(),
+        issuer: Issuer::new(ISSUER).unwrap(),
+        client_id: ClientId::new("kubernetes").unwrap(),
+    }
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn login(name: &str, expires_at: Timestamp) -> NewLogin {
+    let tokens = TokenSet::new().with_id_token(Token {
+        secret: Secret::new(format!("{CANARY}.{name}")),
+        expires_at,
+    });
+    NewLogin::new(Subject::new(name).unwrap(), tokens, expires_at)
+}
+
+const FAR: i64 = 4_000_000_000;
+
+#[tokio::test]
+async fn replicas_with_different_rings_log_nobody_out_and_the_old_key_is_retired_only_when_unused() {
+    let place = Place::new();
+    let (behind, middle, ahead) = (
+        place.vault(&["k1"]).await,
+        place.vault(&["k1", "k2"]).await,
+        place.vault(&["k2", "k1"]).await,
+    );
+    for (vault, name) in [(&behind, "alice"), (&middle, "bob"), (&ahead, "carol")] {
+        vault.log_in(&key(name), login(name, at(FAR))).await.unwrap();
+    }
+    let held = ahead.load(&key("alice")).await.unwrap().unwrap();
+
+    // The replica that is behind says what is wrong with a row of the new key; it never says that there is no login.
+    let unread = behind.load(&key("carol")).await.unwrap_err();
+    assert_eq!(unread.kind(), ErrorKind::RecordDamaged);
+    assert!(unread.to_string().contains("\"k2\""), "{unread}");
+    let refused = place.serve(&["k1"]).await.unwrap_err();
+    assert!(refused.to_string().contains("\"k2\" (1 rows)"), "{refused}");
+
+    // Everybody has both keys, then the old one is taken out too early, here and at a reload.
+    let service = place.serve(&["k2", "k1"]).await.unwrap();
+    let early = place.serve(&["k2"]).await.unwrap_err();
+    let reloaded = service.reload.apply(&place.config(&["k2"])).await.unwrap_err();
+    for error in [&early, &reloaded] {
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+        let text = error.to_string();
+        assert!(
+            text.contains("\"k1\" (2 rows)")
+                && text.contains("kube-authn rekey")
+                && text.contains("kube-authn keys"),
+            "{text}"
+        );
+    }
+
+    place.config(&["k2", "k1"]);
+    let Run(code, out, _) = place.run(&["keys"]);
+    assert_eq!(
+        (code, out.as_str()),
+        (
+            Some(0),
+            "k2          1 rows  writes\nk1          2 rows  reads: kube-authn rekey frees it\n"
+        )
+    );
+    let Run(code, out, _) = place.run(&["rekey", "--dry-run"]);
+    assert_eq!(
+        (code, out.as_str()),
+        (
+            Some(0),
+            "2 to be written under the newest key, 1 protected by it already, 0 being refreshed, 0 that do not open\n"
+        )
+    );
+    let Run(code, out, _) = place.run(&["rekey"]);
+    assert_eq!(code, Some(0), "{out}");
+    let Run(code, out, _) = place.run(&["keys", "--json"]);
+    assert_eq!(
+        (code, serde_json::from_str::<Value>(&out).unwrap()),
+        (
+            Some(0),
+            json!({ "keys": [
+                { "id": "k2", "rows": 3, "writes": true, "configured": true },
+                { "id": "k1", "rows": 0, "writes": false, "configured": true },
+            ]})
+        )
+    );
+
+    service.reload.apply(&place.config(&["k2", "k3"])).await.unwrap();
+    let last = place.vault(&["k2"]).await;
+    for name in ["alice", "bob", "carol"] {
+        assert!(
+            last.load(&key(name)).await.unwrap().is_some(),
+            "{name} is logged out"
+        );
+        assert!(
+            middle.load(&key(name)).await.unwrap().is_some(),
+            "{name} is logged out"
+        );
+    }
+    let now = ahead.load(&key("alice")).await.unwrap().unwrap();
+    assert_eq!(now.revision.login, held.revision.login);
+    assert!(!held.handle.is_ended());
+}
+
+#[tokio::test]
+async fn key_of_a_file_that_changed_writes_without_a_restart_and_never_under_an_old_name() {
+    let place = Place::new();
+    let service = place.serve(&["k1"]).await.unwrap();
+
+    // The content of a key's file is another key.
+    fs::write(place.path().join("k1"), STANDARD.encode([9; 32])).unwrap();
+    let error = service.reload.apply(&place.config(&["k1"])).await.unwrap_err();
+    assert!(error.to_string().contains("another key than before"), "{error}");
+
+    fs::write(place.path().join("k1"), STANDARD.encode([1; 32])).unwrap();
+    service.reload.apply(&place.config(&["k2", "k1"])).await.unwrap();
+    place
+        .vault(&["k2"])
+        .await
+        .log_in(&key("alice"), login("alice", at(FAR)))
+        .await
+        .unwrap();
+    // Were k2 not taken over, a ring of k3 alone would not be refused for its sake.
+    let refused = service.reload.apply(&place.config(&["k3"])).await.unwrap_err();
+    assert!(refused.to_string().contains("\"k2\" (1 rows)"), "{refused}");
+}
+
+#[tokio::test]
+async fn lost_key_stops_nobody_once_it_is_named() {
+    let place = Place::new();
+    let vault = place.vault(&["k1"]).await;
+    vault
+        .log_in(&key("alice"), login("alice", at(FAR)))
+        .await
+        .unwrap();
+    place.config(&["k2"]);
+    let Run(code, out, _) = place.run(&["keys"]);
+    assert_eq!(code, Some(1));
+    assert!(out.contains("NOT CONFIGURED"), "{out}");
+
+    let file = place.path().join("app-config.yaml");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    config["kubeAuthn"]["encryption"]["lost"] = json!(["k1"]);
+    let config = place.write(&config);
+
+    service_for(&config, Callers::new().with(Nobody), false)
+        .await
+        .unwrap();
+    let Run(code, out, _) = place.run(&["keys"]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("lost: its rows cannot be read"), "{out}");
+}
+
+#[tokio::test]
+async fn logins_are_listed_without_tokens_and_end_everywhere() {
+    let place = Place::new();
+    let vault = place.vault(&["k1"]).await;
+    for name in ["alice", "bob"] {
+        vault.log_in(&key(name), login(name, at(FAR))).await.unwrap();
+    }
+    vault.log_in(&key("carol"), login("carol", at(1))).await.unwrap();
+    let held = vault.load(&key("alice")).await.unwrap().unwrap();
+
+    let Run(code, out, _) = place.run(&["logins", "list"]);
+    assert_eq!(code, Some(0));
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(
+        lines[0],
+        format!(
+            "user:default/alice  {ISSUER}  kubernetes  alice  usable {}",
+            at(FAR)
+        )
+    );
+    assert!(
+        lines.len() == 3 && lines[2].contains("  ended 1970-01-01T00:00:01Z"),
+        "{out}"
+    );
+    let Run(_, out, _) = place.run(&["logins", "list", "--json", "--user", "user:default/bob"]);
+    let listed: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (
+            listed.as_array().unwrap().len(),
+            &listed[0]["subject"],
+            &listed[0]["state"]
+        ),
+        (1, &json!("bob"), &json!("usable"))
+    );
+    let Run(_, out, _) = place.run(&["logins", "list", "--json", "--user", "user:default/nobody"]);
+    assert_eq!(out, "[]\n");
+
+    let Run(code, _, _) = place.run(&[
+        "logins",
+        "end",
+        "--user",
+        "user:default/alice",
+        "--client",
+        "other",
+    ]);
+    assert_eq!(code, Some(1));
+    assert!(!held.handle.is_ended());
+    let Run(code, out, _) = place.run(&["logins", "end", "--user", "user:default/alice"]);
+    assert_eq!((code, out.as_str()), (Some(0), "1 ended\n"));
+    tokio::time::timeout(Duration::from_secs(30), held.handle.ended())
+        .await
+        .unwrap();
+    assert!(vault.load(&key("alice")).await.unwrap().is_none());
+    assert!(vault.load(&key("bob")).await.unwrap().is_some());
+    let Run(code, ..) = place.run(&["logins", "end", "--user", "not an entity"]);
+    assert_eq!(code, Some(2));
+}
+
+/// A token of the issuer for this subject.
+fn jwt(subject: &str, issuer: &str, expires_at: i64, issued_at: i64) -> String {
+    let claims =
+        json!({ "iss": issuer, "sub": subject, "aud": "kubernetes", "exp": expires_at, "iat": issued_at });
+    format!("e30.{}.{CANARY}", URL_SAFE_NO_PAD.encode(claims.to_string()))
+}
+
+#[tokio::test]
+async fn openportal_s_plain_logins_are_sealed_and_what_cannot_be_told_is_skipped() {
+    let place = Place::new();
+    place.config(&["k1"]);
+    let url = format!("sqlite://{}/portal.db?mode=rwc", place.path().display());
+    let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
+    sqlx::raw_sql(
+        "CREATE TABLE cluster_tokens (user_entity_ref varchar(255) primary key, access_token text not null, \
+         id_token text not null, refresh_token text, issuer varchar(255) not null, expires_at datetime not null, \
+         created_at datetime default CURRENT_TIMESTAMP, updated_at datetime default CURRENT_TIMESTAMP)",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let refresh = format!("{CANARY}-refresh");
+    let rows = [
+        (
+            "user:default/alice",
+            jwt("a", ISSUER, FAR, 1_000),
+            None,
+            "unknown",
+        ),
+        (
+            "user:default/bob",
+            jwt("b", ISSUER, 2_000, 1_000),
+            Some(refresh.as_str()),
+            ISSUER,
+        ),
+        ("user:default/carol", jwt("c", ISSUER, 2_000, 1_000), None, ISSUER),
+        (
+            "user:default/dave",
+            jwt("d", "https://other/", FAR, 1_000),
+            None,
+            "https://other/",
+        ),
+        (
+            "user:default/erin",
+            jwt("shared", ISSUER, FAR, 1_000),
+            None,
+            ISSUER,
+        ),
+        (
+            "user:default/frank",
+            jwt("shared", ISSUER, FAR, 1_000),
+            None,
+            ISSUER,
+        ),
+        ("user:default/guest", jwt("g", ISSUER, FAR, 1_000), None, ISSUER),
+        ("user:default/heidi", CANARY.to_owned(), None, ISSUER),
+        (
+            "user:default/ivan",
+            jwt("i", ISSUER, FAR, 1_000),
+            None,
+            "https://other/",
+        ),
+        ("not an entity", jwt("n", ISSUER, FAR, 1_000), None, ISSUER),
+    ];
+    for (user, id_token, refresh_token, issuer) in &rows {
+        sqlx::query(
+            "INSERT INTO cluster_tokens (user_entity_ref, access_token, id_token, refresh_token, issuer, expires_at) \
+             VALUES (?, 'canary-7f3a-access', ?, ?, ?, 0)",
+        )
+        .bind(user)
+        .bind(id_token)
+        .bind(refresh_token)
+        .bind(issuer)
+        .execute(&pool)
+        .await
+        .unwrap();
+    }
+    pool.close().await;
+    let import = ["import", "--from", "sqlite://portal.db"];
+
+    let Run(code, out, errors) = place.run(&[&import[..], &["--dry-run"]].concat());
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(out.starts_with("2 to be taken over\n"), "{out}");
+    let vault = place.vault(&["k1"]).await;
+    assert!(
+        vault.logins(None, 10).await.unwrap().is_empty(),
+        "a dry run writes nothing"
+    );
+    let Run(code, out, errors) = place.run(&import);
+
+    assert_eq!(code, Some(0), "{errors}");
+    assert_eq!(
+        out,
+        format!(
+            "2 taken over\n\
+             1 skipped: Invalid JWT format\n\
+             1 skipped: Invalid issuer: expected {ISSUER}, got https://other/\n\
+             1 skipped: expired, and there is no refresh token\n\
+             1 skipped: guests do not log in to clusters\n\
+             2 skipped: several users have tokens of one subject: whose they are cannot be told\n\
+             1 skipped: the row names another issuer than its ID token\n\
+             1 skipped: user_entity_ref is no entity reference\n"
+        )
+    );
+    let alice = vault.load(&key("alice")).await.unwrap().unwrap();
+    assert_eq!(
+        (
+            alice.metadata.subject.as_str(),
+            alice.metadata.expires_at,
+            alice.issued_at()
+        ),
+        ("a", at(FAR), Some(at(1_000)))
+    );
+    let bob = vault.load(&key("bob")).await.unwrap().unwrap();
+    assert_eq!(bob.tokens.refresh_token, Some(Secret::new(refresh)));
+
+    // Again: nothing that is as new is written, so no login ends by it.
+    let Run(_, out, _) = place.run(&import);
+    assert!(out.starts_with("0 taken over\n"), "{out}");
+    assert!(
+        out.contains("2 skipped: the store holds this login or a newer one"),
+        "{out}"
+    );
+    let again = vault.load(&key("alice")).await.unwrap().unwrap();
+    assert_eq!(again.revision, alice.revision);
+    let sealed = fs::read(place.path().join("store.db")).unwrap();
+    assert!(!sealed.windows(CANARY.len()).any(|part| part == CANARY.as_bytes()));
+
+    let Run(code, _, errors) = place.run(&["import", "--from", "sqlite://portal.db", "--table", "nowhere"]);
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("no such table"), "{errors}");
+}
+
+#[tokio::test]
+async fn purge_deletes_what_ended_long_ago_and_keeps_the_rest() {
+    let place = Place::new();
+    let vault = place.vault(&["k1"]).await;
+    let day = 86_400;
+    for (name, end) in [("long-ago", 0), ("lately", 40 * day), ("usable", FAR)] {
+        vault.log_in(&key(name), login(name, at(end))).await.unwrap();
+    }
+    let config = KubeAuthnConfig::of(&place.config(&["k1"])).unwrap().purge;
+    let purge =
+        |vault: TokenVault| Purge::new(vault, config.clone()).with_clock(ManualClock::at(at(50 * day)));
+
+    // Two replicas at once: what both find is deleted once.
+    let (one, other) = (purge(vault.clone()), purge(place.vault(&["k1"]).await));
+    let (one, other) = tokio::join!(one.once(), other.once());
+
+    assert_eq!(one.unwrap() + other.unwrap(), 1);
+    let left: Vec<_> = vault.logins(None, 10).await.unwrap();
+    let names: Vec<_> = left.iter().map(|login| login.key.principal.name()).collect();
+    assert_eq!(names, ["lately", "usable"]);
+}
+
+#[tokio::test]
+async fn memory_of_the_service_cannot_be_looked_after_from_outside() {
+    let place = Place::new();
+    place.write(&json!({ "kubeAuthn": {
+        "store": { "type": "memory" },
+        "encryption": { "keys": [{ "id": "k1", "keyFile": format!("{}/k1", place.path().display()) }] },
+    }}));
+
+    let Run(code, _, errors) = place.run(&["keys"]);
+
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("kubeAuthn.store.type is memory"), "{errors}");
+}
+
+#[test]
+fn mistake_of_the_configuration_is_told_by_file_and_key() {
+    let place = Place::new();
+    place
+        .write(&json!({ "kubeAuthn": { "encryption": { "keys": [{ "id": "k1", "keyFile": "nowhere" }] } } }));
+
+    for command in [
+        &["keys"][..],
+        &["rekey"],
+        &["logins", "list"],
+        &["import", "--from", "sqlite://p.db"],
+    ] {
+        let Run(code, _, errors) = place.run(command);
+
+        assert_eq!(code, Some(1), "{command:?}");
+        assert!(
+            errors.contains(
+                "app-config.yaml: kubeAuthn.encryption.keys[0].keyFile: the key file nowhere cannot be read"
+            ),
+            "{errors}"
+        );
+    }
+}
