@@ -96,7 +96,7 @@ impl LiveLogins {
 
     /// Notes a row that was written with nothing new in it.
     pub(super) fn rekeyed(&self, revision: Revision) {
-        self.shared.state().changed(revision);
+        self.shared.state().see(revision);
     }
 
     /// The logins under this key that have a handle here.
