@@ -5,6 +5,7 @@ pub mod provider;
 pub mod store;
 pub mod store_changes;
 pub mod vault;
+pub mod vault_claims;
 pub mod vault_damage;
 pub mod vault_ends;
 pub mod vault_keys;

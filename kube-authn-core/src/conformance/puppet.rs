@@ -27,6 +27,7 @@ struct Inner {
     held: Semaphore,
     released: Semaphore,
     unreachable: AtomicBool,
+    lose_answer: AtomicBool,
 }
 
 impl PuppetStore {
@@ -39,6 +40,7 @@ impl PuppetStore {
             held: Semaphore::new(0),
             released: Semaphore::new(0),
             unreachable: AtomicBool::new(false),
+            lose_answer: AtomicBool::new(false),
         }))
     }
 
@@ -60,6 +62,11 @@ impl PuppetStore {
 
     pub(super) fn set_unreachable(&self, unreachable: bool) {
         self.0.unreachable.store(unreachable, Ordering::SeqCst);
+    }
+
+    /// Writes what the next save brings, and says that it is out of reach.
+    pub(super) fn lose_next_answer(&self) {
+        self.0.lose_answer.store(true, Ordering::SeqCst);
     }
 
     /// Tells the subscriber, once there is one.
@@ -92,7 +99,7 @@ impl PuppetStore {
 
     fn reach(&self) -> Result<&dyn TokenStore> {
         match self.0.unreachable.load(Ordering::SeqCst) {
-            true => Err(Error::new(ErrorKind::Unavailable, "the store is out of reach")),
+            true => Err(out_of_reach()),
             false => Ok(&*self.0.store),
         }
     }
@@ -112,7 +119,11 @@ impl TokenStore for PuppetStore {
     }
 
     async fn save(&self, key: &TokenKey, record: &TokenRecord, expected: Expected) -> Result<()> {
-        self.reach()?.save(key, record, expected).await
+        self.reach()?.save(key, record, expected).await?;
+        match self.0.lose_answer.swap(false, Ordering::SeqCst) {
+            true => Err(out_of_reach()),
+            false => Ok(()),
+        }
     }
 
     async fn delete(&self, key: &TokenKey) -> Result<bool> {
@@ -137,4 +148,8 @@ impl TokenStore for PuppetStore {
         self.0.subscribed.add_permits(1);
         Ok(LoginEvents::new(receiver))
     }
+}
+
+fn out_of_reach() -> Error {
+    Error::new(ErrorKind::Unavailable, "the store is out of reach")
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{vault_damage, vault_ends, vault_keys, vault_refresh};
+use super::{vault_claims, vault_damage, vault_ends, vault_keys, vault_refresh};
 use crate::{
     ClientId, EntityRef, Error, ErrorKind, Issuer, Login, ManualClock, NewLogin, Result, Sealer, Secret,
     Subject, Token, TokenKey, TokenSet, TokenStore, TokenVault,
@@ -90,6 +90,8 @@ pub async fn all<F: Future<Output = VaultFixture>>(fresh: impl Fn() -> F) {
     vault_damage::nothing_shows_a_token(&fresh().await).await;
     vault_refresh::all(&fresh).await;
     vault_keys::all(&fresh).await;
+    vault_claims::claim_whose_answer_was_lost_is_ours(&fresh().await).await;
+    vault_claims::claim_that_was_not_written_is_nobodys(&fresh().await).await;
 }
 
 /// A login comes back whole, and two loads share one handle.

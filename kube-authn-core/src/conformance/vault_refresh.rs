@@ -357,7 +357,7 @@ pub(super) async fn claimed(vault: &TokenVault, login: &Login) -> Login {
     }
 }
 
-fn owner(index: usize) -> LoginId {
+pub(super) fn owner(index: usize) -> LoginId {
     LoginId::from_bytes([u8::try_from(index).unwrap_or(u8::MAX); 16])
 }
 

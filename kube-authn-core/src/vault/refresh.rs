@@ -38,7 +38,7 @@ pub enum Claim {
 
 impl TokenVault {
     /// Claims the refresh of this login by a mark in its row. `owner` names this process, random at its start; `until`
-    /// is the deadline of the call to the issuer.
+    /// is the deadline of the call to the issuer. A mark that was written although the store's word of it was lost is ours.
     ///
     /// # Errors
     /// As [`TokenVault::load`].
@@ -61,8 +61,9 @@ impl TokenVault {
             if !present.metadata.refreshable || (stale && present.extra.retried) {
                 return Ok(Claim::Impossible(present));
             }
+            let mark = RefreshMark { owner, until };
             let metadata = LoginMetadata {
-                refreshing: Some(RefreshMark { owner, until }),
+                refreshing: Some(mark.clone()),
                 ..present.metadata.clone()
             };
             let extra = Extra {
@@ -74,11 +75,33 @@ impl TokenVault {
                 .await
             {
                 Ok(ours) => return Ok(Claim::Ours(ours)),
-                Err(error) if error.kind() == ErrorKind::Conflict => {}
-                Err(error) => return Err(error),
+                Err(failure) => {
+                    if let Some(ours) = self.marked_after_all(&present, &mark, failure).await? {
+                        return Ok(Claim::Ours(ours));
+                    }
+                }
             }
         }
         Err(contended("claim the refresh of the login"))
+    }
+
+    /// The login if it carries this mark although the store did not say so: else the mark of a process that lives would look
+    /// like that of a dead one. `None` if another writer was first.
+    async fn marked_after_all(
+        &self,
+        login: &Login,
+        mark: &RefreshMark,
+        failure: Error,
+    ) -> Result<Option<Login>> {
+        let was_first = failure.kind() == ErrorKind::Conflict;
+        if !was_first && !failure.is_retryable() {
+            return Err(failure);
+        }
+        match self.load(&login.key).await {
+            Ok(Some(present)) if is_marked(&present, login, mark) => Ok(Some(present)),
+            Ok(_) if was_first => Ok(None),
+            _ => Err(failure),
+        }
     }
 
     /// Returns when this login changed after it was read, as soon as this process learns of it, and after `at_most` in any
@@ -227,4 +250,11 @@ impl TokenVault {
 /// refresh would tell the user that the login has expired.
 fn is_news(present: &Login, read: &Login) -> bool {
     present.revision != read.revision && (present.metadata != read.metadata || present.tokens != read.tokens)
+}
+
+/// Rows keep milliseconds.
+fn is_marked(present: &Login, login: &Login, mark: &RefreshMark) -> bool {
+    let of = |mark: &RefreshMark| (mark.owner, mark.until.as_millisecond());
+    present.revision.login == login.revision.login
+        && present.metadata.refreshing.as_ref().map(of) == Some(of(mark))
 }
