@@ -91,6 +91,7 @@ pub async fn all<F: Future<Output = VaultFixture>>(fresh: impl Fn() -> F) {
     vault_refresh::all(&fresh).await;
     vault_keys::all(&fresh).await;
     vault_claims::claim_whose_answer_was_lost_is_ours(&fresh().await).await;
+    vault_claims::new_refresh_token_of_a_stale_attempt_may_be_spent(&fresh().await).await;
     vault_claims::claim_that_was_not_written_is_nobodys(&fresh().await).await;
 }
 

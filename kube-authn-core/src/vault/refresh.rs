@@ -113,13 +113,17 @@ impl TokenVault {
     }
 
     /// Saves the refresh token that the issuer gave, before anything else that it gave is looked at: the one that was
-    /// spent is worth nothing any more. The claim stands.
+    /// spent is worth nothing any more. The claim stands; should it go stale, the new one allows an attempt of its own.
     ///
     /// # Errors
     /// `Conflict` if the claim was lost or the login ended: revoke what came. Else as [`TokenVault::load`].
     pub async fn save_refresh_token(&self, claimed: &Login, refresh_token: Secret) -> Result<Login> {
         let tokens = claimed.tokens.clone().with_refresh_token(refresh_token);
-        self.rewrite(claimed, claimed.metadata.clone(), tokens, claimed.extra.clone())
+        let extra = Extra {
+            retried: false,
+            ..claimed.extra.clone()
+        };
+        self.rewrite(claimed, claimed.metadata.clone(), tokens, extra)
             .await
     }
 
