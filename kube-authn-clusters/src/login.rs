@@ -7,7 +7,10 @@ use kube_authn_core::{
     Problem, Secret, TokenForCluster,
 };
 
-use crate::{AppConfig, ConfigValue, InvalidConfig, findings::Findings, schedule::optional_duration};
+use self::lifetimes::lifetimes;
+use crate::{AppConfig, ConfigValue, InvalidConfig, findings::Findings};
+
+mod lifetimes;
 
 /// The login of each cluster of strategy `clusterAuth`: one for all, and those of single clusters.
 #[derive(Clone, Debug, Default)]
@@ -190,7 +193,8 @@ fn clusters(
     settings: &Settings,
     findings: &mut Findings,
 ) -> BTreeMap<String, LoginConfig> {
-    let mut logins = BTreeMap::new();
+    let mut logins: BTreeMap<String, LoginConfig> = BTreeMap::new();
+    let default = settings.clone().login();
     let elements = findings
         .keep(block.child("clusters").optional_objects())
         .flatten();
@@ -211,6 +215,11 @@ fn clusters(
             findings.push(cluster.child("issuer").missing());
         }
         secret_needs_client(&cluster, login.as_ref(), findings);
+        if let (Some(name), Some(login)) = (name, &login) {
+            for known in default.iter().chain(logins.values()) {
+                findings.extend(unlike(&cluster, name, login, known));
+            }
+        }
         if let (Some(name), Some(login)) = (name, login)
             && logins.insert(name.to_owned(), login).is_some()
         {
@@ -237,6 +246,25 @@ fn secret_needs_client(block: &ConfigValue<'_>, login: Option<&LoginConfig>, fin
     if !place.is_absent() && login.is_some_and(|login| login.client_id.is_none()) {
         findings.push(place.problem("a secret is one client's: set clientId too"));
     }
+}
+
+/// One login serves all clusters of its issuer and client, so all of them speak to the issuer in one way.
+fn unlike(
+    cluster: &ConfigValue<'_>,
+    name: &str,
+    login: &LoginConfig,
+    known: &LoginConfig,
+) -> Option<Problem> {
+    let key = match login.shares_logins_with(known) {
+        true if login.client_secret != known.client_secret => "clientSecret",
+        true if login.ca != known.ca => "caFile",
+        _ => return None,
+    };
+    Some(cluster.child(key).problem(format!(
+        "cluster '{name}' shares its logins with others of issuer {} and the same clientId, and differs in {key}: set one \
+         {key} for all of them",
+        login.issuer
+    )))
 }
 
 fn client_id(block: &ConfigValue<'_>, key: &str, findings: &mut Findings) -> Option<ClientId> {
@@ -331,31 +359,6 @@ fn binding_rule(rule: &str) -> Option<BindingRule> {
     })
 }
 
-fn lifetimes(block: &ConfigValue<'_>, findings: &mut Findings) -> Lifetimes {
-    let mut lifetimes = Lifetimes::default();
-    if findings.keep(block.optional_object().map(|block| block.is_some())) != Some(true) {
-        return lifetimes;
-    }
-    findings.extend(block.unknown_keys(&LIFETIME_KEYS));
-    let mut positive = |key: &str| {
-        let place = block.child(key);
-        let duration = findings.keep(optional_duration(&place)).flatten()?;
-        if duration.is_zero() {
-            findings.push(place.problem("a lifetime must be longer than nothing"));
-        }
-        Some(duration)
-    };
-    lifetimes.assume = positive("assume");
-    lifetimes.max = positive("max");
-    if let Some(grace) = findings
-        .keep(optional_duration(&block.child("streamGrace")))
-        .flatten()
-    {
-        lifetimes.stream_grace = grace;
-    }
-    lifetimes
-}
-
 fn guests(place: &ConfigValue<'_>, findings: &mut Findings) -> Vec<EntityRef> {
     let names = findings.keep(place.optional_strings()).flatten();
     let names = names.unwrap_or_else(|| GUESTS.to_vec());
@@ -395,8 +398,6 @@ const KEYS: [&str; 12] = [
 ];
 
 const CLUSTER_KEYS: [&str; 6] = ["name", "issuer", "clientId", "clientSecret", "audience", "caFile"];
-
-const LIFETIME_KEYS: [&str; 3] = ["assume", "max", "streamGrace"];
 
 /// Who Backstage's guest provider signs people in as, by its default and by its older one.
 const GUESTS: [&str; 2] = ["user:default/guest", "user:development/guest"];

@@ -197,7 +197,7 @@ fn secret_of_one_client_is_never_told_to_another_issuer_or_as_another_client() {
     let (logins, findings) = read(
         "clusterAuth: { issuer: 'https://i/', clientId: c, clientSecret: s, clusters: [ \
          { name: elsewhere, issuer: 'https://j/' }, { name: other, clientId: d }, \
-         { name: own, clientId: d, clientSecret: t }, { name: same, clientId: c }] }",
+         { name: own, clientId: e, clientSecret: t }, { name: same, clientId: c }] }",
     );
 
     assert_eq!(findings.problems, vec![]);
@@ -211,6 +211,48 @@ fn secret_of_one_client_is_never_told_to_another_issuer_or_as_another_client() {
         told("clusterAuth: { issuer: 'https://i/', clientSecret: s }")[0].0,
         "clusterAuth.clientSecret"
     );
+}
+
+#[test]
+fn clusters_that_share_logins_never_differ_in_secret_or_ca() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("ca.pem");
+    let ca = rcgen::generate_simple_self_signed(["ca".to_owned()]).expect("a certificate");
+    std::fs::write(&file, ca.cert.pem()).expect("written");
+    let of_clusters = |clusters: &str| {
+        told(&format!(
+            "clusterAuth: {{ issuer: 'https://i/', clientId: c, clientSecret: s, clusters: [{clusters}] }}"
+        ))
+    };
+    let ca = format!("caFile: '{}'", file.display());
+    for (clusters, key, name) in [
+        (
+            "{ name: a, clientSecret: t }".to_owned(),
+            "clusters[0].clientSecret",
+            "a",
+        ),
+        (
+            "{ name: a, clientId: d }, { name: b, clientId: d, clientSecret: t }".to_owned(),
+            "clusters[1].clientSecret",
+            "b",
+        ),
+        (format!("{{ name: a, {ca} }}"), "clusters[0].caFile", "a"),
+        (
+            format!("{{ name: a, issuer: 'https://j/', {ca} }}, {{ name: b, issuer: 'https://j/' }}"),
+            "clusters[1].caFile",
+            "b",
+        ),
+    ] {
+        let told = of_clusters(&clusters);
+
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].0, format!("clusterAuth.{key}"));
+        assert!(told[0].1.starts_with(&format!("cluster '{name}' ")), "{told:?}");
+    }
+    let alike = format!(
+        "{{ name: a, clientSecret: s }}, {{ name: b, issuer: 'https://j/', {ca} }}, {{ name: c, clientId: d, {ca} }}"
+    );
+    assert_eq!(of_clusters(&alike), vec![]);
 }
 
 #[test]
