@@ -95,10 +95,17 @@ impl Spending<'_> {
 
     /// Gives the claim back: the refresh token in the row is good.
     async fn release(&self, claimed: Login, error: Error) -> Result<Login> {
+        let config = self.verifier.login();
+        let token = config.token_for_cluster(&claimed.tokens).cloned();
         match self.write(claimed, &Write::Release).await {
-            Ok(_) | Err(Unwritten::Failed(_)) => Err(error),
-            Err(Unwritten::Lost(Some(present))) => Ok(*present),
             Err(Unwritten::Lost(None)) => Err(no_login()),
+            // Somebody else refreshed it or logged in anew.
+            Err(Unwritten::Lost(Some(present)))
+                if config.token_for_cluster(&present.tokens) != token.as_ref() =>
+            {
+                Ok(*present)
+            }
+            Ok(_) | Err(_) => Err(error),
         }
     }
 
