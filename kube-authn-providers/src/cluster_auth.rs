@@ -5,14 +5,15 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use kube_authn_core::{
-    ClientId, Clock, ClusterDetails, Credential, CredentialRequest, CredentialScope, EntityRef, Error,
-    ErrorKind, KubernetesAuthProvider, Login, LoginConfig, Metadata, Problem, Result, SystemClock, Token,
-    TokenVault,
+    Clock, ClusterDetails, Credential, CredentialRequest, CredentialScope, EntityRef, Error, ErrorKind,
+    KubernetesAuthProvider, Login, LoginConfig, Metadata, Problem, Result, SystemClock, Token, TokenVault,
 };
 use kube_authn_oidc::LoginVerifier;
 
 use self::refresh::Refreshes;
 
+mod exchange;
+mod flight;
 mod refresh;
 mod spend;
 
@@ -180,24 +181,6 @@ impl KubernetesAuthProvider for ClusterAuthProvider {
     }
 }
 
-impl ClusterAuthProvider {
-    /// A token of the cluster's own audience. It lies in the cache alone, and dies with the login.
-    async fn exchanged(
-        &self,
-        config: &LoginConfig,
-        login: &Login,
-        token: &Token,
-        audience: &ClientId,
-    ) -> Result<Token> {
-        let verifier = self
-            .refreshes
-            .as_ref()
-            .and_then(|refreshes| refreshes.verifier(config))
-            .ok_or_else(|| Error::new(ErrorKind::ConfigInvalid, NO_ISSUER))?;
-        verifier.token_for_audience(login, &token.secret, audience).await
-    }
-}
-
 fn no_login() -> Error {
     Error::new(ErrorKind::LoginRequired, NO_LOGIN)
 }
@@ -227,7 +210,6 @@ const NO_LOGIN: &str =
 const LOGIN_EXPIRED: &str =
     "Cluster authentication expired. Please re-authenticate at Settings → Auth Providers.";
 
-const NO_ISSUER: &str = "the cluster's tokens are made by an exchange, and the issuer is not at hand: pass its verifier to ClusterAuthProvider::with_issuers";
 const NO_LOGIN_CONFIG: &str = "no login is configured for this cluster: set clusterAuth.issuer, or list the cluster under clusterAuth.clusters";
 const INSECURE_TRANSPORT: &str = "stored user credentials must not travel over http:// or with skipTLSVerify: use https with a CA, or set dangerouslyAllowInsecureUserCredentials";
 

@@ -663,17 +663,84 @@ async fn refused_exchange_never_falls_back_to_the_logins_own_token() {
     world.log_in(&process, 2_000).await;
     for (status, code, kind) in [
         (400, "invalid_target", ErrorKind::ConfigInvalid),
-        (400, "invalid_grant", ErrorKind::LoginRequired),
+        (400, "invalid_grant", ErrorKind::TokenExpired),
         (500, "server_error", ErrorKind::Unavailable),
     ] {
         world.answers(Answer::Status(status, json!({"error": code}).to_string()));
 
-        assert_eq!(process.refusal().await.0, kind);
+        // A process of its own: this one would not ask again at once.
+        assert_eq!(world.process().refusal().await.0, kind);
     }
     assert!(
         process.login(&world).await.expect("a login").metadata.refreshable,
         "it stays"
     );
+}
+
+#[tokio::test]
+async fn exchange_that_failed_never_becomes_a_storm_and_its_user_is_told() {
+    let mut world = World::new().await;
+    world.config.audience = Some(ClientId::new("narrow").expect("an audience"));
+    let process = world.process();
+    world.log_in(&process, 2_000).await;
+    world.answers(Answer::Status(400, json!({"error": "invalid_grant"}).to_string()));
+
+    for _ in 0..20 {
+        assert_eq!(process.refusal().await, expired());
+    }
+
+    assert_eq!(world.issuer.posts().len(), 1);
+    // Who logs in anew does not wait.
+    process.vault.log_out(&key(&world)).await.expect("logged out");
+    world.log_in(&process, 2_000).await;
+    let (narrow, answer) = exchanged(&world, 900);
+    world.answers(answer);
+    assert!(process.sends(&narrow).await);
+}
+
+#[tokio::test]
+async fn refresh_that_gives_the_same_token_is_never_begun_again_at_once() {
+    let world = World::new().await;
+    let process = world.process();
+    let stored = world.log_in(&process, 300).await;
+    world.answers(Answer::Json(json!({
+        "access_token": "access", "token_type": "Bearer", "refresh_token": "refresh-2",
+        "id_token": stored.expose_str(),
+    })));
+
+    for _ in 0..5 {
+        assert!(process.sends(&stored).await);
+        process.strategy.settled().await;
+    }
+
+    assert_eq!(world.posts().0, ["refresh-1"]);
+    let again = process.credential().await.expect("a credential").refresh_at();
+    assert!(again.is_some_and(|again| again > at(NOW + 20)), "{again:?}");
+    // Once the token has ended, it may be another.
+    world.clock.advance_seconds(280);
+    let (renewed, answer) = world.renewal(json!({}));
+    world.answers(answer);
+    assert!(process.sends(&renewed).await);
+}
+
+#[tokio::test]
+async fn refusal_of_the_issuer_is_told_also_when_the_claim_is_lost() {
+    let world = World::new().await;
+    let process = world.process();
+    world.log_in(&process, 10).await;
+    world.answers(Answer::Later(500, Box::new(Answer::Status(503, String::new()))));
+    let waiting = tokio::spawn({
+        let process = process.clone();
+        async move { process.refusal().await }
+    });
+    eventually("the refresh", async || world.posts().0.len() == 1).await;
+
+    let elsewhere = world.process();
+    let claimed = elsewhere.login(&world).await.expect("a login");
+    elsewhere.vault.release_refresh(&claimed).await.expect("released");
+
+    let (kind, text) = waiting.await.expect("an answer");
+    assert_eq!(kind, ErrorKind::Unavailable, "{text}");
 }
 
 /// A store in memory that says of so many saves that they failed.

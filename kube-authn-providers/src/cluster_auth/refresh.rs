@@ -18,11 +18,19 @@ use kube_authn_core::{
 };
 use kube_authn_oidc::LoginVerifier;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     time::{Instant, timeout},
 };
 
-use super::{ClusterAuthProvider, expired, no_login, spend::Spending, usable_token};
+use super::{
+    ClusterAuthProvider,
+    exchange::FailedExchanges,
+    expired,
+    flight::{Flight, LOOK_AGAIN, Landing, UnderWay},
+    no_login,
+    spend::Spending,
+    usable_token,
+};
 
 /// What is being refreshed in this process, and what failed a moment ago.
 pub(super) struct Refreshes {
@@ -30,28 +38,15 @@ pub(super) struct Refreshes {
     owner: LoginId,
     issuers: Vec<Refresher>,
     flights: Mutex<HashMap<TokenKey, Flight>>,
-    under_way: watch::Sender<usize>,
+    pub(super) under_way: watch::Sender<usize>,
+    pub(super) exchanges: FailedExchanges,
 }
 
 /// Where logins of one issuer and client are refreshed.
 #[derive(Clone)]
-struct Refresher {
-    verifier: LoginVerifier,
+pub(super) struct Refresher {
+    pub(super) verifier: LoginVerifier,
     calls: Arc<Semaphore>,
-}
-
-/// One refresh: under way, or failed and remembered for a while.
-#[derive(Clone)]
-struct Flight {
-    login: LoginId,
-    landing: watch::Receiver<Option<Landing>>,
-}
-
-#[derive(Clone)]
-struct Landing {
-    outcome: Result<Login>,
-    failures: u32,
-    again_at: Instant,
 }
 
 impl Refreshes {
@@ -65,14 +60,11 @@ impl Refreshes {
             issuers: logins.into_iter().map(refresher).collect(),
             flights: Mutex::default(),
             under_way: watch::Sender::new(0),
+            exchanges: FailedExchanges::default(),
         })
     }
 
-    pub(super) fn verifier(&self, config: &LoginConfig) -> Option<&LoginVerifier> {
-        self.refresher(config).map(|refresher| &refresher.verifier)
-    }
-
-    fn refresher(&self, config: &LoginConfig) -> Option<&Refresher> {
+    pub(super) fn refresher(&self, config: &LoginConfig) -> Option<&Refresher> {
         self.issuers
             .iter()
             .find(|refresher| refresher.verifier.login().shares_logins_with(config))
@@ -96,17 +88,22 @@ impl Refreshes {
         end.checked_sub(SignedDuration::try_from(margin).ok()?).ok()
     }
 
-    /// Longer after each failure in a row, and not equally long in all processes.
-    fn pause(&self, error: &Error, failures: u32) -> Duration {
+    /// How long nobody asks the issuer after this failure.
+    pub(super) fn pause(&self, error: &Error, failures: u32) -> Duration {
         let first = match error.kind() {
             ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::RateLimited | ErrorKind::Conflict => {
                 FIRST_PAUSE
             }
             _ => FIRST_PAUSE_IF_SOMEBODY_MUST_ACT,
         };
-        let pause = first.saturating_mul(1 << failures.min(8)).min(LONGEST_PAUSE);
-        let pause = pause + pause / 2 * u32::from(self.owner.as_bytes()[1]) / 255;
+        let pause = self.longer(first, failures);
         pause.max(error.retry_after().unwrap_or_default())
+    }
+
+    /// Longer after each failure in a row, and not equally long in all processes.
+    fn longer(&self, first: Duration, failures: u32) -> Duration {
+        let pause = first.saturating_mul(1 << failures.min(8)).min(LONGEST_PAUSE);
+        pause + pause / 2 * u32::from(self.owner.as_bytes()[1]) / 255
     }
 
     fn land(
@@ -115,25 +112,35 @@ impl Refreshes {
         landed: &watch::Sender<Option<Landing>>,
         outcome: Result<Login>,
         failures: u32,
+        is_new: impl Fn(&Login) -> bool,
     ) {
+        let is_vain = outcome.as_ref().is_ok_and(|login| !is_new(login));
         let pause = match &outcome {
-            Ok(_) => Duration::ZERO,
+            Ok(_) if !is_vain => Duration::ZERO,
+            Ok(_) => {
+                tracing::warn!(issuer = %key.issuer, "a login ends no later than before its refresh");
+                self.longer(FIRST_PAUSE_IF_SOMEBODY_MUST_ACT, failures)
+            }
             Err(error) => {
                 tracing::warn!(issuer = %key.issuer, %error, "a login was not refreshed");
                 self.pause(error, failures)
             }
         };
-        landed.send_replace(Some(Landing {
+        let landing = Landing {
             outcome: outcome.map_err(|error| match error.is_retryable() {
                 true => error.with_retry_after(pause),
                 false => error,
             }),
+            is_vain,
             failures: failures.saturating_add(1),
             again_at: Instant::now() + pause,
-        }));
+        };
+        landed.send_replace(Some(landing.clone()));
         let mut flights = self.flights();
-        if flights.get(key).is_some_and(|flight| !flight.counts()) {
-            flights.remove(key);
+        match flights.get_mut(key) {
+            Some(flight) if is_vain => *flight = flight.remembered(landing),
+            Some(flight) if !flight.counts(true) => drop(flights.remove(key)),
+            _ => {}
         }
     }
 
@@ -164,7 +171,7 @@ impl ClusterAuthProvider {
         if usable && due_at.is_none_or(|due_at| now < due_at) {
             return Ok((login, due_at));
         }
-        let flight = self.flight(refreshes, refresher, &login);
+        let flight = self.flight(refreshes, refresher, &login, usable);
         if usable {
             let ask_again = now.checked_add(flight.pause()).unwrap_or(now);
             return Ok((login, Some(ask_again)));
@@ -177,19 +184,25 @@ impl ClusterAuthProvider {
     }
 
     /// The flight under way for this login, a failure that is still remembered, or a flight that begins now.
-    fn flight(&self, refreshes: &Arc<Refreshes>, refresher: &Refresher, login: &Login) -> Flight {
+    fn flight(
+        &self,
+        refreshes: &Arc<Refreshes>,
+        refresher: &Refresher,
+        login: &Login,
+        usable: bool,
+    ) -> Flight {
         let mut flights = refreshes.flights();
         let known = flights
             .get(&login.key)
             .filter(|flight| flight.login == login.revision.login);
-        if let Some(flight) = known.filter(|flight| flight.counts()) {
+        if let Some(flight) = known.filter(|flight| flight.counts(usable)) {
             return flight.clone();
         }
         let failures = known
             .and_then(Flight::landing)
             .map_or(0, |landing| landing.failures);
         if flights.len() >= REMEMBERED {
-            flights.retain(|_, flight| flight.counts());
+            flights.retain(|_, flight| flight.counts(true));
         }
         let (landed, landing) = watch::channel(None);
         let flight = Flight {
@@ -203,9 +216,16 @@ impl ClusterAuthProvider {
         let (provider, refresher, login) = (self.clone(), refresher.clone(), login.clone());
         tokio::spawn(async move {
             let refreshes = &under_way.0;
-            let key = login.key.clone();
-            let outcome = provider.refresh(refreshes, &refresher, login).await;
-            refreshes.land(&key, &landed, outcome, failures);
+            let outcome = provider.refresh(refreshes, &refresher, login.clone()).await;
+            let config = refresher.verifier.login();
+            let end = |login: &Login| {
+                config
+                    .token_for_cluster(&login.tokens)
+                    .map(|token| token.expires_at)
+            };
+            refreshes.land(&login.key, &landed, outcome, failures, |refreshed| {
+                end(refreshed) != end(&login)
+            });
         });
         flight
     }
@@ -261,11 +281,7 @@ impl ClusterAuthProvider {
         let client = refresher.verifier.token_client(&login.key.client_id);
         let longest = client.longest_call();
         // A place in the queue comes before the claim, too.
-        let Ok(Ok(_call)) = timeout(longest, refresher.calls.acquire()).await else {
-            let issuer = &login.key.issuer;
-            let text = format!("too many logins of issuer {issuer} are being refreshed: try again");
-            return Err(Error::new(ErrorKind::Unavailable, text));
-        };
+        let _call = refresher.call(longest).await?;
         let deadline = Instant::now() + longest;
         let until = SignedDuration::try_from(longest)
             .ok()
@@ -302,6 +318,22 @@ impl ClusterAuthProvider {
     }
 }
 
+impl Refresher {
+    /// A place among the calls to the issuer.
+    pub(super) async fn call(&self, patience: Duration) -> Result<SemaphorePermit<'_>> {
+        match timeout(patience, self.calls.acquire()).await {
+            Ok(Ok(call)) => Ok(call),
+            _ => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "too many calls to issuer {} are under way: try again",
+                    self.verifier.login().issuer
+                ),
+            )),
+        }
+    }
+}
+
 fn too_short(key: &TokenKey) -> Error {
     Error::new(
         ErrorKind::Unexpected,
@@ -312,42 +344,6 @@ fn too_short(key: &TokenKey) -> Error {
     )
 }
 
-impl Flight {
-    fn landing(&self) -> Option<Landing> {
-        self.landing.borrow().clone()
-    }
-
-    /// Whether it is under way, or failed so short a time ago that it is not begun again.
-    fn counts(&self) -> bool {
-        match &*self.landing.borrow() {
-            Some(landing) => landing.outcome.is_err() && Instant::now() < landing.again_at,
-            None => self.landing.has_changed().is_ok(),
-        }
-    }
-
-    /// When its outcome is worth asking for.
-    fn pause(&self) -> Duration {
-        let left = |landing: Landing| landing.again_at.saturating_duration_since(Instant::now());
-        self.landing().map_or(LOOK_AGAIN, left).max(LOOK_AGAIN)
-    }
-
-    /// What it brings.
-    async fn landed(mut self) -> Result<Login> {
-        let landing = timeout(WAITING_PATIENCE, self.landing.wait_for(Option::is_some)).await;
-        match landing.map(|landed| landed.map(|landing| landing.clone())) {
-            Ok(Ok(Some(landing))) => landing.outcome,
-            Ok(Ok(None) | Err(_)) => Err(Error::new(
-                ErrorKind::Unexpected,
-                "the refresh of the login broke off",
-            )),
-            Err(_) => Err(Error::new(
-                ErrorKind::Timeout,
-                "the issuer takes long to refresh the login: try again",
-            )),
-        }
-    }
-}
-
 impl fmt::Debug for Refreshes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Refreshes")
@@ -356,30 +352,10 @@ impl fmt::Debug for Refreshes {
     }
 }
 
-/// Counts a flight for as long as it is under way, however it ends.
-struct UnderWay(Arc<Refreshes>);
-
-impl UnderWay {
-    fn new(refreshes: &Arc<Refreshes>) -> Self {
-        refreshes.under_way.send_modify(|flights| *flights += 1);
-        Self(Arc::clone(refreshes))
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.under_way.send_modify(|flights| *flights -= 1);
-    }
-}
-
 /// At one issuer and time: thousands of logins that end together become a queue and not a storm.
 const CALLS_PER_ISSUER: usize = 32;
 /// Failures remembered at least; more are kept only while they count.
-const REMEMBERED: usize = 1_024;
-/// A refresh takes a fraction of a second as a rule.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Longer than one refresh: a request may have come when another process had just begun.
-const WAITING_PATIENCE: Duration = Duration::from_secs(45);
+pub(super) const REMEMBERED: usize = 1_024;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Tokens of somebody else, a client that the issuer does not know: another try in a second will not mend that.
 const FIRST_PAUSE_IF_SOMEBODY_MUST_ACT: Duration = Duration::from_secs(30);
