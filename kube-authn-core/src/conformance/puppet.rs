@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use jiff::Timestamp;
@@ -28,6 +28,7 @@ struct Inner {
     released: Semaphore,
     unreachable: AtomicBool,
     lose_answer: AtomicBool,
+    loads: AtomicUsize,
 }
 
 impl PuppetStore {
@@ -41,12 +42,18 @@ impl PuppetStore {
             released: Semaphore::new(0),
             unreachable: AtomicBool::new(false),
             lose_answer: AtomicBool::new(false),
+            loads: AtomicUsize::new(0),
         }))
     }
 
     /// Holds the next load back once it has read its row.
     pub(super) fn hold_next_load(&self) {
         self.0.hold.store(true, Ordering::SeqCst);
+    }
+
+    /// How often it was asked for a row.
+    pub(super) fn loads(&self) -> usize {
+        self.0.loads.load(Ordering::SeqCst)
     }
 
     /// Returns when a load is held back.
@@ -108,6 +115,7 @@ impl PuppetStore {
 #[async_trait]
 impl TokenStore for PuppetStore {
     async fn load(&self, key: &TokenKey) -> Result<Option<TokenRecord>> {
+        self.0.loads.fetch_add(1, Ordering::SeqCst);
         let record = self.reach()?.load(key).await;
         if self.0.hold.swap(false, Ordering::SeqCst) {
             self.0.held.add_permits(1);

@@ -59,6 +59,37 @@ pub async fn purge_ends_what_it_deletes(fixture: &VaultFixture) {
     assert!(long.is_some_and(|handle| !handle.is_ended()));
 }
 
+/// Purge again and again, while somebody still holds what ended by a logout and by a purge.
+pub async fn purge_looks_at_no_login_twice(fixture: &VaultFixture) {
+    let puppet = PuppetStore::new(Arc::clone(&fixture.store));
+    let vault = fixture.vault_over(puppet.clone());
+    // The watcher asks for rows too, when it begins: it is done with that when it hears of an end.
+    ok(vault.log_in(&alice(), login("zero", 5)).await);
+    let zero = present(&vault).await.handle;
+    puppet
+        .tell(LoginEvent::Ended {
+            key: alice(),
+            login: zero.id(),
+        })
+        .await;
+    ends(&zero).await;
+    let bob = key("bob", "kubernetes");
+    ok(vault.log_in(&alice(), login("one", 10)).await);
+    ok(vault.log_in(&bob, login("two", 10)).await);
+    let _logged_out = present(&vault).await;
+    let purged = ok(vault.load(&bob).await);
+    ok(vault.log_out(&alice()).await);
+
+    let before = puppet.loads();
+    ok(vault.purge(after(60), 100).await);
+    let first = puppet.loads() - before;
+    ok(vault.purge(after(60), 100).await);
+
+    assert!(purged.is_some_and(|login| login.handle.is_ended()));
+    assert_eq!(first, 1, "a login that ended by a logout is not purged too");
+    assert_eq!(puppet.loads() - before, 1, "a purged login is not purged again");
+}
+
 /// Logout and login by another process.
 pub async fn logout_elsewhere_is_seen_here(fixture: &VaultFixture) {
     let (here, elsewhere) = (fixture.vault(), fixture.vault_elsewhere());

@@ -263,11 +263,12 @@ impl State {
             .filter_map(|live| live.handle.upgrade())
     }
 
+    /// Those that have not ended.
     fn all(&self) -> impl Iterator<Item = (TokenKey, LoginId, Timestamp)> {
         self.live.iter().flat_map(|(key, entries)| {
             entries
                 .iter()
-                .filter(|live| live.handle.upgrade().is_some())
+                .filter(|live| live.handle.upgrade().is_some_and(|handle| !handle.is_ended()))
                 .map(|live| (key.clone(), live.login, live.expires_at))
         })
     }
