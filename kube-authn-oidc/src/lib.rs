@@ -20,6 +20,6 @@ pub use self::{
     exchange::{RefreshFailure, TokenAnswer, TokenClient},
     login::{LoginVerifier, PostedTokens, VerifiedLogin},
     pkce::CodeVerifier,
-    takeover::unverified_login,
+    takeover::stated_identity,
     verify::{IdTokenVerifier, LEEWAY, TypedToken, UnverifiedToken, VerifiedIdToken},
 };

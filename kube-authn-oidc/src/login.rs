@@ -266,7 +266,22 @@ impl LoginVerifier {
         Ok(Token { secret, expires_at })
     }
 
-    fn new_login(
+    /// The same for tokens that were stored elsewhere.
+    pub(crate) fn for_stored(&self, accept_ended: bool, signatures: bool) -> Self {
+        let mut verifier = self.verifier.clone();
+        if accept_ended {
+            verifier = verifier.accepting_ended();
+        }
+        if !signatures {
+            verifier = verifier.dangerously_without_signatures();
+        }
+        Self {
+            verifier,
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn new_login(
         &self,
         subject: Subject,
         issued_at: Option<Timestamp>,
@@ -283,7 +298,11 @@ impl LoginVerifier {
     }
 
     /// The tokens that belong to a verified ID token, each with its own end.
-    async fn token_set(&self, identity: &VerifiedIdToken, posted: PostedTokens) -> Result<TokenSet> {
+    pub(crate) async fn token_set(
+        &self,
+        identity: &VerifiedIdToken,
+        posted: PostedTokens,
+    ) -> Result<TokenSet> {
         let mut tokens = TokenSet::new().with_id_token(Token {
             secret: posted.id_token,
             expires_at: identity.expires_at(),

@@ -1,161 +1,107 @@
 //! Taking over tokens that another program stored for a user.
 
-use kube_authn_core::{
-    ClientId, EntityRef, LoginConfig, MAX_JWT_BYTES, NewLogin, Result, Secret, Subject, Token,
-    TokenForCluster, TokenKey, TokenSet, UnverifiedClaims, jiff::Timestamp,
-};
+use kube_authn_core::{EntityRef, NewLogin, Result, Secret, TokenKey};
 
 use crate::{
-    login::PostedTokens,
-    verify::{claims::Claims, rejected},
+    login::{LoginVerifier, PostedTokens},
+    verify::claims::Claims,
 };
 
-/// A login of tokens that another program stored for this user, by what they say of themselves: issuer, client, subject and
-/// end must be this login's. Nobody is asked, so signatures are not verified, and whose the tokens are is the other program's
-/// word; clusters verify what they are sent.
-///
-/// # Errors
-/// `TokenRejected` with the reason, which repeats nothing of a token but its issuer.
-pub fn unverified_login(
-    login: &LoginConfig,
-    user: &EntityRef,
-    stored: PostedTokens,
-) -> Result<(TokenKey, NewLogin)> {
-    let claims = parsed(&stored.id_token)?;
-    let issuer = claims.text("iss")?.unwrap_or_default();
-    if issuer != login.issuer.as_str() {
-        return Err(rejected(format!(
-            "Invalid issuer: expected {}, got {}",
-            login.issuer,
-            issuer.escape_debug()
-        )));
-    }
-    let (subject, client_id) = (claims.subject()?, client(login, &claims)?);
-    let id_end = end(&claims)?;
-    let mut tokens = TokenSet::new();
-    let mut expires_at = id_end;
-    if let Some(secret) = stored.access_token.filter(|token| !token.is_empty()) {
-        let access_end = match login.token_for_cluster {
-            TokenForCluster::AccessToken => access_end(login, &secret, &subject)?,
-            _ => UnverifiedClaims::of(secret.expose())
-                .and_then(|claims| claims.expires_at())
-                .unwrap_or(id_end),
+impl LoginVerifier {
+    /// A login of tokens that another program stored for this user: each one is verified as a posted one is, within the
+    /// lifetimes of this login, but **nothing binds them to the user**: whose they are is the caller's to find out, or the
+    /// other program's word. Tokens that have ended are taken if a refresh token comes along.
+    ///
+    /// Without `signatures` the issuer is not asked, and whoever could write to the other program's store can be anybody.
+    ///
+    /// # Errors
+    /// `TokenRejected` or `Refused` if the tokens do not verify; `Unavailable` or `Timeout` if the issuer's keys cannot be
+    /// fetched.
+    pub async fn take_over(
+        &self,
+        user: &EntityRef,
+        mut stored: PostedTokens,
+        signatures: bool,
+    ) -> Result<(TokenKey, NewLogin)> {
+        stored.access_token = stored.access_token.filter(|token| !token.is_empty());
+        stored.refresh_token = stored.refresh_token.filter(|token| !token.is_empty());
+        let verifier = self.for_stored(stored.refresh_token.is_some(), signatures);
+        let identity = verifier.verifier().verify(&stored.id_token, None).await?;
+        let tokens = verifier.token_set(&identity, stored).await?;
+        let key = TokenKey {
+            principal: user.clone(),
+            issuer: identity.issuer().clone(),
+            client_id: identity.client_id().clone(),
         };
-        if login.token_for_cluster == TokenForCluster::AccessToken {
-            expires_at = access_end;
-        }
-        tokens = tokens.with_access_token(Token {
-            secret: sendable(secret)?,
-            expires_at: access_end,
-        });
-    } else if login.token_for_cluster == TokenForCluster::AccessToken {
-        return Err(rejected(
-            "clusters of this login get the access token, and there is none",
-        ));
-    }
-    if let Some(secret) = stored.refresh_token.filter(|token| !token.is_empty()) {
-        tokens = tokens.with_refresh_token(sendable(secret)?);
-    }
-    tokens = tokens.with_id_token(Token {
-        secret: stored.id_token,
-        expires_at: id_end,
-    });
-    let key = TokenKey {
-        principal: user.clone(),
-        issuer: login.issuer.clone(),
-        client_id,
-    };
-    let mut taken = NewLogin::new(subject, tokens, expires_at);
-    taken.issued_at = claims.instant("iat")?;
-    Ok((key, taken))
-}
-
-fn parsed(token: &Secret) -> Result<Claims> {
-    Claims::unverified(token.expose()).ok_or_else(|| rejected("Invalid JWT format"))
-}
-
-/// The pinned client if the token is for it, else the one that it names.
-fn client(login: &LoginConfig, claims: &Claims) -> Result<ClientId> {
-    let (audience, authorized) = (claims.audience()?, claims.text("azp")?);
-    if let Some(client_id) = &login.client_id {
-        let is_ours = |named: &str| named == client_id.as_str();
-        let is_meant = audience.iter().any(|named| is_ours(named)) && authorized.is_none_or(is_ours);
-        return match is_meant {
-            true => Ok(client_id.clone()),
-            false => Err(rejected(format!(
-                "the token is not issued for client {client_id}"
-            ))),
-        };
-    }
-    let named = match (authorized, audience.as_slice()) {
-        (Some(authorized), _) => authorized,
-        (None, [only]) => only,
-        (None, _) => {
-            return Err(rejected(
-                "the token has several audiences and no azp claim: configure the client id",
-            ));
-        }
-    };
-    ClientId::new(named).map_err(|_| rejected("the client that the token is issued for is malformed"))
-}
-
-fn access_end(login: &LoginConfig, token: &Secret, subject: &Subject) -> Result<Timestamp> {
-    let claims = parsed(token)?;
-    let same = claims.text("iss")? == Some(login.issuer.as_str()) && claims.subject()? == *subject;
-    match same {
-        true => end(&claims),
-        false => Err(rejected(
-            "the access token is of another issuer or subject than the ID token",
-        )),
+        let login = verifier.new_login(identity.subject().clone(), identity.issued_at(), tokens)?;
+        Ok((key, login))
     }
 }
 
-fn end(claims: &Claims) -> Result<Timestamp> {
-    claims
-        .instant("exp")?
-        .ok_or_else(|| rejected("the token does not say when it ends (exp)"))
-}
-
-/// Printable ASCII (RFC 6749 appendix A), as every token that is sent on.
-fn sendable(token: Secret) -> Result<Secret> {
-    let bytes = token.expose();
-    let printable = bytes.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ');
-    match bytes.len() <= MAX_JWT_BYTES && printable {
-        true => Ok(token),
-        false => Err(rejected("a token is longer than 16 KiB, or not printable ASCII")),
-    }
+/// The issuer and the subject that a token names; nobody verified it. `None` if it names none.
+pub fn stated_identity(id_token: &Secret) -> Option<(String, String)> {
+    let claims = Claims::unverified(id_token.expose())?;
+    let text = |name| claims.text(name).ok().flatten().map(str::to_owned);
+    Some((text("iss")?, text("sub")?))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-    use kube_authn_core::Issuer;
+    use kube_authn_core::{
+        CaBundle, ClientId, Issuer, KeyId, LoginConfig, ManualClock, TlsTrust, TokenForCluster, TokenVault,
+        Transport, jiff::Timestamp, rustls::crypto::aws_lc_rs::default_provider,
+    };
+    use kube_authn_store::{KeyRing, MemoryTokenStore};
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::IssuerClient;
+
+    const NOW: i64 = 1_500;
 
     fn jwt(claims: &Value) -> Secret {
-        Secret::new(format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims.to_string())))
+        let header = URL_SAFE_NO_PAD.encode(json!({ "alg": "ES256" }).to_string());
+        let claims = URL_SAFE_NO_PAD.encode(claims.to_string());
+        Secret::new(format!("{header}.{claims}.c2ln"))
     }
 
-    fn claims() -> Value {
-        json!({ "iss": "https://i/", "sub": "s", "aud": "kubernetes", "exp": 2_000, "iat": 1_000 })
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("an instant")
     }
 
-    fn taken(change: impl FnOnce(&mut Value, &mut LoginConfig)) -> Result<(TokenKey, NewLogin)> {
-        let mut login =
+    /// What comes of tokens whose signatures nobody verifies: no connection is opened.
+    async fn taken(
+        change: impl FnOnce(&mut Value, &mut LoginConfig, &mut PostedTokens),
+    ) -> Result<(TokenKey, NewLogin)> {
+        let mut config =
             LoginConfig::new(Issuer::new("https://i/")?).with_client_id(ClientId::new("kubernetes")?);
-        let mut claims = claims();
-        change(&mut claims, &mut login);
-        let stored = PostedTokens::new(jwt(&claims))
-            .with_access_token(Secret::new("opaque"))
-            .with_refresh_token(Secret::new("r"));
-        unverified_login(&login, &EntityRef::parse("user:default/alice")?, stored)
+        let mut claims =
+            json!({ "iss": "https://i/", "sub": "s", "aud": "kubernetes", "exp": 2_000, "iat": 1_000 });
+        let mut stored = PostedTokens::new(Secret::new("")).with_access_token(Secret::new("opaque"));
+        change(&mut claims, &mut config, &mut stored);
+        stored.id_token = jwt(&claims);
+        let certificate = rcgen::generate_simple_self_signed(["unused".to_owned()]).expect("a certificate");
+        let trust = TlsTrust::new(CaBundle::Pem(certificate.cert.pem().into_bytes().into()));
+        let transport = Transport::new(Arc::new(default_provider()), trust)?;
+        let ring = KeyRing::new(vec![(KeyId::new("k")?, Secret::new([1; 32]))])?;
+        LoginVerifier::new(
+            config.clone(),
+            IssuerClient::new(config.issuer, transport),
+            Arc::new(ManualClock::at(at(NOW))),
+            TokenVault::new(MemoryTokenStore::new(), ring),
+        )
+        .take_over(&EntityRef::parse("user:default/alice")?, stored, false)
+        .await
     }
 
-    #[test]
-    fn tokens_of_the_login_are_taken_over_with_all_they_say() {
-        let (key, login) = taken(|_, _| {}).expect("taken over");
+    #[tokio::test]
+    async fn tokens_of_the_login_are_taken_over_with_all_they_say() {
+        let (key, login) = taken(|_, _, stored| stored.refresh_token = Some(Secret::new("r")))
+            .await
+            .expect("taken over");
 
         assert_eq!(
             (
@@ -165,7 +111,6 @@ mod tests {
             ),
             ("user:default/alice", "https://i/", "kubernetes")
         );
-        let at = |second| Timestamp::from_second(second).expect("an instant");
         assert_eq!(
             (login.subject.as_str(), login.expires_at, login.issued_at),
             ("s", at(2_000), Some(at(1_000)))
@@ -177,8 +122,8 @@ mod tests {
         );
     }
 
-    #[test]
-    fn tokens_of_anything_else_are_refused() {
+    #[tokio::test]
+    async fn tokens_of_anything_else_are_refused() {
         for (name, value) in [
             ("iss", json!("https://other/")),
             ("iss", Value::Null),
@@ -186,26 +131,73 @@ mod tests {
             ("azp", json!("other")),
             ("sub", json!("")),
             ("exp", json!("soon")),
+            ("exp", json!(1_000)),
+            ("iat", json!(NOW + 3_600)),
         ] {
-            let refused = taken(|claims, _| claims[name] = value.clone());
+            let refused = taken(|claims, _, _| claims[name] = value.clone()).await;
             assert!(refused.is_err(), "{name}: {value}");
         }
-        let endless = taken(|claims, _| {
+        let endless = taken(|claims, _, _| {
             claims.as_object_mut().expect("an object").remove("exp");
         });
-        assert!(endless.is_err(), "a token without end");
-        let opaque = taken(|_, login| login.token_for_cluster = TokenForCluster::AccessToken);
-        assert!(opaque.is_err(), "clusters get no opaque token");
+        assert!(endless.await.is_err(), "a token without end");
+        let opaque = taken(|_, login, _| login.token_for_cluster = TokenForCluster::AccessToken);
+        assert!(opaque.await.is_err(), "clusters get no opaque token");
     }
 
-    #[test]
-    fn client_that_is_not_pinned_is_the_one_that_the_token_names() {
-        let (key, _) = taken(|claims, login| {
+    #[tokio::test]
+    async fn stored_tokens_never_live_longer_than_posted_ones() {
+        let minute = std::time::Duration::from_secs(60);
+        let (_, login) = taken(|claims, login, _| {
+            claims["exp"] = json!(4_000_000_000_u32);
+            claims["iat"] = json!(NOW);
+            login.lifetimes.max = Some(minute);
+        })
+        .await
+        .expect("taken over");
+
+        assert_eq!(login.expires_at, at(NOW + 60));
+    }
+
+    #[tokio::test]
+    async fn tokens_that_ended_are_taken_with_a_refresh_token_and_nothing_else_is_forgiven() {
+        let ended = |claims: &mut Value, stored: &mut PostedTokens| {
+            claims["exp"] = json!(1_200);
+            stored.refresh_token = Some(Secret::new("r"));
+        };
+        let (_, login) = taken(|claims, _, stored| ended(claims, stored))
+            .await
+            .expect("taken over");
+        assert_eq!(login.expires_at, at(1_200));
+
+        let future = taken(|claims, _, stored| {
+            ended(claims, stored);
+            claims["iat"] = json!(NOW + 3_600);
+        });
+        assert!(future.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn client_that_is_not_pinned_is_the_one_that_the_token_names() {
+        let (key, _) = taken(|claims, login, _| {
             login.client_id = None;
             claims["aud"] = json!("portal");
         })
+        .await
         .expect("taken over");
 
         assert_eq!(key.client_id.as_str(), "portal");
+    }
+
+    #[test]
+    fn identity_is_read_of_whatever_names_one() {
+        let expired = jwt(&json!({ "iss": "https://i/", "sub": "s", "exp": 1 }));
+
+        assert_eq!(
+            stated_identity(&expired),
+            Some(("https://i/".to_owned(), "s".to_owned()))
+        );
+        assert_eq!(stated_identity(&jwt(&json!({ "iss": "https://i/" }))), None);
+        assert_eq!(stated_identity(&Secret::new("opaque")), None);
     }
 }

@@ -743,3 +743,33 @@ async fn revocation_says_whether_it_happened() {
         ("token".to_owned(), "refresh".to_owned())
     );
 }
+
+#[tokio::test]
+async fn stored_tokens_that_the_issuer_did_not_sign_are_never_taken_over() {
+    let scene = Scene::new(|_| {}).await;
+    let user = EntityRef::parse("user:default/alice").expect("an entity reference");
+    let forged = Signer::p256("k").token(&scene.issuer.claims(json!({})));
+    let stored = |token| PostedTokens::new(token).with_refresh_token(Secret::new("r"));
+
+    let refused = scene
+        .verifier
+        .take_over(&user, stored(forged.clone()), true)
+        .await;
+    let genuine = scene
+        .verifier
+        .take_over(&user, stored(scene.token(json!({ "exp": NOW - 3_600 }))), true)
+        .await;
+    let believed = scene.verifier.take_over(&user, stored(forged), false).await;
+
+    assert_eq!(refused.expect_err("forged").kind(), ErrorKind::TokenRejected);
+    assert!(genuine.is_ok() && believed.is_ok());
+    scene.issuer.keys(Answer::Status(503, String::new()));
+    let another = Signer::p256("unknown").token(&scene.issuer.claims(json!({})));
+    assert!(
+        scene
+            .verifier
+            .take_over(&user, stored(another), true)
+            .await
+            .is_err()
+    );
+}

@@ -1,9 +1,13 @@
 //! Reads the plain table in which openportal keeps its users' tokens, to take them over.
 
+#[cfg(feature = "sqlite")]
 use std::str::FromStr;
 
 use kube_authn_core::{Error, ErrorKind, Result, Secret};
 use sqlx::{AssertSqlSafe, ColumnIndex, ConnectOptions, Decode, Row, Type};
+
+#[cfg(feature = "postgres")]
+use crate::postgres::address::Address;
 
 /// A table `cluster_tokens` of openportal, opened for reading.
 pub struct OpenportalTable {
@@ -35,11 +39,13 @@ pub struct PlainLogin {
 }
 
 impl OpenportalTable {
-    /// Opens the table of a database: `sqlite://path` (for reading alone; the file must be there) or `postgres://...`.
+    /// Opens the table of a database: `sqlite://path` (for reading alone; the file must be there) or `postgres://...`, as
+    /// [`PostgresTokenStore::open`](crate::PostgresTokenStore::open) takes it, but without a password: the URL is an argument
+    /// of a command, which every user of the machine can see. `PGPASSWORD` or `~/.pgpass` holds it.
     ///
     /// # Errors
-    /// `ConfigInvalid` if the URL is none of these or the table's name is none; `Unavailable` if the database cannot be
-    /// opened. No text shows the URL's password.
+    /// `ConfigInvalid` if the URL is none of these, holds a password or does not say how a server elsewhere is verified, or if
+    /// the table's name is none; `Unavailable` if the database cannot be opened. No text shows the URL's password.
     pub async fn open(url: &str, table: &str) -> Result<Self> {
         let table = quoted(table)?;
         let connection = match url.split_once(':') {
@@ -51,9 +57,8 @@ impl OpenportalTable {
             }
             #[cfg(feature = "postgres")]
             Some(("postgres" | "postgresql", _)) => {
-                let options = sqlx::postgres::PgConnectOptions::from_str(url).map_err(|_| no_url())?;
-                let connected = options.connect().await;
-                Connection::Postgres(connected.map_err(|error| failed(&error))?)
+                refuse_password(url)?;
+                Connection::Postgres(connected(&Address::parse(url)?).await?)
             }
             _ => return Err(no_url()),
         };
@@ -121,6 +126,42 @@ where
     })
 }
 
+/// The first server that answers.
+#[cfg(feature = "postgres")]
+async fn connected(address: &Address) -> Result<sqlx::PgConnection> {
+    if let Some(server) = address.unverified() {
+        tracing::warn!(
+            "openportal's server {server} is not verified: add sslmode=verify-full and sslrootcert"
+        );
+    }
+    let mut outcome = Err(no_url());
+    for server in &address.servers {
+        outcome = server.connect().await.map_err(|error| failed(&error));
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
+#[cfg(feature = "postgres")]
+fn refuse_password(url: &str) -> Result<()> {
+    let (before, query) = url.split_once('?').unwrap_or((url, ""));
+    let user = before
+        .rsplit_once('@')
+        .and_then(|(user, _)| user.split_once("://"))
+        .map_or("", |(_, user)| user);
+    let in_query = query.split(['&', '#']).any(|pair| pair.starts_with("password"));
+    match user.contains(':') || in_query {
+        false => Ok(()),
+        true => Err(Error::new(
+            ErrorKind::ConfigInvalid,
+            "the URL of openportal's database holds a password, which everybody sees who lists processes: leave it out, and \
+             set it in the variable PGPASSWORD or in ~/.pgpass",
+        )),
+    }
+}
+
 /// `cluster_tokens` or `schema.cluster_tokens`, each part in quotes.
 fn quoted(table: &str) -> Result<String> {
     let is_name = |part: &&str| {
@@ -142,7 +183,7 @@ fn quoted(table: &str) -> Result<String> {
 fn no_url() -> Error {
     Error::new(
         ErrorKind::ConfigInvalid,
-        "not the URL of openportal's database: expected sqlite://path or postgres://user:password@host/database",
+        "not the URL of openportal's database: expected sqlite://path or postgres://user@host/database",
     )
 }
 
@@ -188,12 +229,39 @@ mod tests {
 
     #[tokio::test]
     async fn url_that_is_none_is_refused_without_its_password() {
-        for url in ["mysql://u:canary@h/d", "canary", "postgres://u:canary@h:port/d"] {
+        for url in [
+            "mysql://u:canary@h/d",
+            "canary",
+            "postgres://u:canary@h:port/d",
+            "postgres://h:port/canary",
+        ] {
             let error = OpenportalTable::open(url, "cluster_tokens")
                 .await
                 .expect_err("no URL");
             assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
             assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+        }
+    }
+
+    #[cfg(feature = "postgres")]
+    #[tokio::test]
+    async fn password_never_stands_in_the_url_nor_goes_to_a_server_that_nobody_verifies() {
+        for (url, says) in [
+            ("postgres://u:canary@localhost/d", "PGPASSWORD"),
+            ("postgresql://u:can@ary@localhost/d", "PGPASSWORD"),
+            ("postgres://u@localhost/d?password=canary", "PGPASSWORD"),
+            (
+                "postgres://u@localhost/d?sslmode=require&password=canary",
+                "PGPASSWORD",
+            ),
+            ("postgres://u@db/d", "sslmode=verify-full"),
+        ] {
+            let error = OpenportalTable::open(url, "cluster_tokens")
+                .await
+                .expect_err("refused");
+            assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{url}");
+            let text = format!("{error} {error:?}");
+            assert!(text.contains(says) && !text.contains("canary"), "{text}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Logins in PostgreSQL.
 
-mod address;
+pub(crate) mod address;
 mod connections;
 mod error;
 mod events;

@@ -2,37 +2,54 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    convert::Infallible,
     hash::{BuildHasher, RandomState},
     process::ExitCode,
+    sync::Arc,
 };
 
 use clap::Args;
 use kube_authn_clusters::{AppConfig, Logins};
 use kube_authn_core::{
-    Clock, EntityRef, Error, ErrorKind, Login, LoginConfig, NewLogin, Result, SystemClock, TokenKey,
+    Clock, EntityRef, Error, ErrorKind, LoginConfig, NewLogin, Result, Secret, SystemClock, TokenKey,
     TokenVault, usable,
 };
-use kube_authn_oidc::{PostedTokens, unverified_login};
+use kube_authn_oidc::{IssuerClient, LoginVerifier, PostedTokens, stated_identity};
 use kube_authn_store::{OpenportalTable, PlainLogin};
+use rustls::crypto::aws_lc_rs::default_provider;
 
 use crate::config::{Files, told};
 
-/// Seals every login of the table into the token store. Issuer, client, subject and end must be those of clusterAuth; whose
-/// login it is, is the table's word. Run again, it changes nothing that is newer. Delete the table afterwards: its tokens are
-/// plain.
+/// Seals the logins of the table into the token store. Their tokens are verified as posted ones are; a subject that stands
+/// under several users, there or here, is nobody's; and where a login is stored already, it stays. Run it once, then drop the
+/// table: its tokens are plain, and a second run brings back who has logged out since.
 #[derive(Debug, Args)]
 pub(crate) struct Import {
     #[command(flatten)]
     files: Files,
-    /// The database that holds the table: sqlite://portal.db or postgres://user:password@host/database
-    #[arg(long, value_name = "URL")]
-    from: String,
+    /// The database that holds the table: sqlite://portal.db or postgres://user@host/database?sslmode=verify-full, the
+    /// password in PGPASSWORD or ~/.pgpass
+    #[arg(long, value_name = "URL", value_parser = secret)]
+    from: Secret,
     /// The table, with its schema before it or not
     #[arg(long, value_name = "NAME", default_value = "cluster_tokens")]
     table: String,
+    /// Take refresh tokens over too, and with them logins whose tokens have ended. Nothing shows whose a refresh token is:
+    /// this trusts that each row of the table was posted by its own user, which openportal never checked
+    #[arg(long)]
+    with_refresh_tokens: bool,
+    /// Do not ask the issuer for its keys, for one that is out of reach: whoever could post to openportal can be anybody
+    #[arg(long)]
+    unverified: bool,
     /// Write nothing, and say what would be taken over
     #[arg(long)]
     dry_run: bool,
+}
+
+/// An argument that no `Debug` shows: a URL that is refused may hold a password.
+#[allow(clippy::unnecessary_wraps, reason = "what clap calls")]
+fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text))
 }
 
 /// What came of the rows.
@@ -42,12 +59,41 @@ struct Outcome {
     skipped: BTreeMap<String, u64>,
 }
 
+/// What is skipped, and why; or what stops the run.
+enum Stop {
+    Skipped(String),
+    Failed(Error),
+}
+
+impl From<&str> for Stop {
+    fn from(reason: &str) -> Self {
+        Self::Skipped(reason.to_owned())
+    }
+}
+
+impl Stop {
+    /// What is wrong with a row's tokens, or with the run.
+    fn of(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::TokenRejected | ErrorKind::Refused => Self::Skipped(error.to_string()),
+            ErrorKind::RecordDamaged => UNREADABLE.into(),
+            ErrorKind::Conflict => PRESENT.into(),
+            _ => Self::Failed(error),
+        }
+    }
+}
+
 impl Import {
     pub(crate) async fn run(&self) -> ExitCode {
         let (config, administration) = match self.files.administration().await {
             Ok(opened) => opened,
             Err(code) => return code,
         };
+        if self.unverified {
+            eprintln!(
+                "kube-authn: signatures are not verified: whoever could post tokens to openportal can be anybody"
+            );
+        }
         match self.import(&config, &administration.vault).await {
             Ok(outcome) => {
                 let what = if self.dry_run {
@@ -65,11 +111,17 @@ impl Import {
         }
     }
 
+    async fn table(&self) -> Result<OpenportalTable> {
+        // The argument was text.
+        let url = String::from_utf8_lossy(self.from.expose());
+        OpenportalTable::open(&url, &self.table).await
+    }
+
     async fn import(&self, config: &AppConfig, vault: &TokenVault) -> Result<Outcome> {
-        let logins = configured(&Logins::of(config)?)?;
-        let shared = self.shared_subjects(&logins).await?;
+        let verifiers = verifiers(&Logins::of(config)?, vault)?;
+        let identities = self.identities(vault).await?;
         let mut outcome = Outcome::default();
-        let mut table = OpenportalTable::open(&self.from, &self.table).await?;
+        let mut table = self.table().await?;
         let mut after = String::new();
         loop {
             let page = table.page(&after, PAGE).await?;
@@ -78,149 +130,178 @@ impl Import {
             };
             after.clone_from(&last.user);
             for row in page {
-                let read = read(&logins, row).and_then(|(key, login)| match shared.is_shared(&key, &login) {
-                    true => Err(SHARED.to_owned()),
-                    false => Ok((key, login)),
-                });
-                let stored = match read {
-                    Ok((key, login)) => self.store(vault, &key, login).await?,
-                    Err(reason) => Err(reason),
-                };
-                match stored {
+                match self.take(&verifiers, &identities, vault, row).await {
                     Ok(()) => outcome.taken += 1,
-                    Err(reason) => *outcome.skipped.entry(reason).or_default() += 1,
+                    Err(Stop::Skipped(reason)) => *outcome.skipped.entry(reason).or_default() += 1,
+                    Err(Stop::Failed(error)) => return Err(error),
                 }
             }
         }
     }
 
-    /// A subject of an issuer that stands under several users: openportal never looked whose tokens it was given.
-    async fn shared_subjects(&self, logins: &[LoginConfig]) -> Result<Subjects> {
-        let mut subjects = Subjects::default();
-        let mut table = OpenportalTable::open(&self.from, &self.table).await?;
+    /// Whose tokens openportal was given it never looked. So each subject is counted first, over all rows of the table,
+    /// whatever else is wrong with them, and over the stored logins.
+    async fn identities(&self, vault: &TokenVault) -> Result<Identities> {
+        let mut identities = Identities::default();
+        let mut table = self.table().await?;
         let mut after = String::new();
         loop {
             let page = table.page(&after, PAGE).await?;
             let Some(last) = page.last() else {
-                return Ok(subjects);
+                break;
             };
             after.clone_from(&last.user);
             for row in page {
-                if let Ok((key, login)) = read(logins, row) {
-                    subjects.add(&key, &login);
+                if let Some((issuer, subject)) = stated_identity(&row.id_token) {
+                    let user = EntityRef::parse(&row.user).map_or(row.user, |user| user.to_string());
+                    identities.add(&issuer, &subject, &user);
                 }
+            }
+        }
+        let mut after = None;
+        loop {
+            let page = vault.logins(after.as_ref(), PAGE.into()).await?;
+            let Some(last) = page.last() else {
+                return Ok(identities);
+            };
+            after = Some(last.key.clone());
+            for login in &page {
+                let (key, subject) = (&login.key, &login.metadata.subject);
+                identities.add(key.issuer.as_str(), subject.as_str(), key.principal.as_str());
             }
         }
     }
 
-    /// Stores the login if what stands there is older; else says why not.
-    async fn store(&self, vault: &TokenVault, key: &TokenKey, login: NewLogin) -> Result<Result<(), String>> {
-        match vault.load(key).await {
-            Ok(Some(present)) if !is_newer(&login, &present) => return Ok(Err(NEWER.to_owned())),
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::RecordDamaged => return Ok(Err(UNREADABLE.to_owned())),
-            Err(error) => return Err(error),
+    /// Stores the login of a row if it is its user's, as far as that can be told, and nothing stands there.
+    async fn take(
+        &self,
+        verifiers: &[LoginVerifier],
+        identities: &Identities,
+        vault: &TokenVault,
+        row: PlainLogin,
+    ) -> Result<(), Stop> {
+        let (verifier, key, login) = self.read(verifiers, row).await?;
+        if !identities.is_only_of(&key, &login) {
+            return Err(SHARED.into());
         }
-        if self.dry_run {
-            return Ok(Ok(()));
+        let pinned = vault.refuse_pinned_to_another(&key.principal, &key.issuer, &login.subject);
+        pinned.await.map_err(|error| match error.kind() {
+            ErrorKind::Refused => PINNED.into(),
+            _ => Stop::of(error),
+        })?;
+        // Any client's, where the service takes any client's.
+        let client_id = verifier.login().client_id.as_ref();
+        let present = vault.find(&key.principal, &key.issuer, client_id).await;
+        if present.map_err(Stop::of)?.is_some() {
+            return Err(PRESENT.into());
         }
-        match vault.log_in(key, login).await {
-            Ok(_) => Ok(Ok(())),
-            Err(error) if error.kind() == ErrorKind::Conflict => Ok(Err(NEWER.to_owned())),
-            Err(error) => Err(error),
+        if !self.dry_run {
+            vault.log_in(&key, login).await.map_err(Stop::of)?;
+        }
+        Ok(())
+    }
+
+    /// The login of a row, or why it is skipped.
+    async fn read<'a>(
+        &self,
+        verifiers: &'a [LoginVerifier],
+        row: PlainLogin,
+    ) -> Result<(&'a LoginVerifier, TokenKey, NewLogin), Stop> {
+        let user = EntityRef::parse(&row.user).map_err(|_| "user_entity_ref is no entity reference")?;
+        let mut tokens = PostedTokens::new(row.id_token).with_access_token(row.access_token);
+        tokens.refresh_token = row.refresh_token.filter(|_| self.with_refresh_tokens);
+        let mut named = verifiers
+            .iter()
+            .filter(|verifier| verifier.is_named_by(&tokens.id_token));
+        let Some(verifier) = named.next() else {
+            return Err(ELSEWHERE.into());
+        };
+        let taken = verifier.take_over(&user, tokens, !self.unverified).await;
+        let (key, login) = taken.map_err(|error| match Stop::of(error) {
+            Stop::Failed(error) => Stop::Failed(unreached(error)),
+            skipped @ Stop::Skipped(_) => skipped,
+        })?;
+        if row.issuer != UNKNOWN_ISSUER && row.issuer != key.issuer.as_str() {
+            return Err("the row names another issuer than its ID token".into());
+        }
+        if verifier.login().guests.contains(&user) {
+            return Err("guests do not log in to clusters".into());
+        }
+        let ended = !usable(login.expires_at, SystemClock.now());
+        match ended && login.tokens.refresh_token.is_none() {
+            true => Err("Token expired".into()),
+            false => Ok((verifier, key, login)),
         }
     }
 }
 
-/// How many users each subject stands under, by a number for each: two of a hundred thousand share one by chance once in a
-/// thousand million runs, and are skipped then.
+/// Who holds which subject of which issuer, by numbers: two of a hundred thousand share one by chance once in a thousand
+/// million runs, and are skipped then.
 #[derive(Default)]
-struct Subjects {
-    users: HashMap<u64, u32>,
+struct Identities {
+    /// `None`: several users.
+    holders: HashMap<u64, Option<u64>>,
     hasher: RandomState,
 }
 
-impl Subjects {
-    fn number(&self, key: &TokenKey, login: &NewLogin) -> u64 {
-        self.hasher
-            .hash_one((key.issuer.as_str(), login.subject.as_str()))
+impl Identities {
+    fn add(&mut self, issuer: &str, subject: &str, user: &str) {
+        let user = self.hasher.hash_one(user);
+        let holder = self
+            .holders
+            .entry(self.hasher.hash_one((issuer, subject)))
+            .or_insert(Some(user));
+        if *holder != Some(user) {
+            *holder = None;
+        }
     }
 
-    fn add(&mut self, key: &TokenKey, login: &NewLogin) {
-        *self.users.entry(self.number(key, login)).or_default() += 1;
-    }
-
-    fn is_shared(&self, key: &TokenKey, login: &NewLogin) -> bool {
-        self.users
-            .get(&self.number(key, login))
-            .is_some_and(|users| *users > 1)
+    fn is_only_of(&self, key: &TokenKey, login: &NewLogin) -> bool {
+        let identity = self
+            .hasher
+            .hash_one((key.issuer.as_str(), login.subject.as_str()));
+        let user = self.hasher.hash_one(key.principal.as_str());
+        self.holders.get(&identity) == Some(&Some(user))
     }
 }
 
-/// All logins of clusterAuth, each once.
-fn configured(logins: &Logins) -> Result<Vec<LoginConfig>> {
-    let mut configured: Vec<LoginConfig> = Vec::new();
+fn unreached(error: Error) -> Error {
+    let text = format!("{error}: nothing is taken over unverified: try again, or run it with --unverified");
+    Error::new(error.kind(), text).with_source(error)
+}
+
+/// All logins of clusterAuth, each once, those of a pinned client first.
+fn verifiers(logins: &Logins, vault: &TokenVault) -> Result<Vec<LoginVerifier>> {
+    let mut verifiers: Vec<LoginVerifier> = Vec::new();
     let all = logins.default_login().into_iter();
     for login in all.chain(logins.by_cluster().map(|(_, login)| login)) {
-        let same = |known: &LoginConfig| known.issuer == login.issuer && known.client_id == login.client_id;
-        if !configured.iter().any(same) {
-            configured.push(login.clone());
+        let known = |verifier: &LoginVerifier| login.shares_logins_with(verifier.login());
+        if !verifiers.iter().any(known) {
+            verifiers.push(verifier(login, vault)?);
         }
     }
-    match configured.is_empty() {
+    verifiers.sort_by_key(|verifier| verifier.login().client_id.is_none());
+    match verifiers.is_empty() {
         true => Err(Error::new(
             ErrorKind::ConfigInvalid,
             "clusterAuth.issuer is not configured: it says whose tokens are taken over",
         )),
-        false => Ok(configured),
+        false => Ok(verifiers),
     }
 }
 
-/// The login of a row, or why it is skipped.
-fn read(logins: &[LoginConfig], row: PlainLogin) -> Result<(TokenKey, NewLogin), String> {
-    let user =
-        EntityRef::parse(&row.user).map_err(|_| "user_entity_ref is no entity reference".to_owned())?;
-    let mut tokens = PostedTokens::new(row.id_token).with_access_token(row.access_token);
-    tokens.refresh_token = row.refresh_token;
-    let mut reason = String::new();
-    for login in logins {
-        match unverified_login(login, &user, tokens.clone()) {
-            Ok((key, taken)) => {
-                if row.issuer != UNKNOWN_ISSUER && row.issuer != key.issuer.as_str() {
-                    return Err("the row names another issuer than its ID token".to_owned());
-                }
-                if login.guests.contains(&user) {
-                    return Err("guests do not log in to clusters".to_owned());
-                }
-                let ended = !usable(taken.expires_at, SystemClock.now());
-                if ended && taken.tokens.refresh_token.is_none() {
-                    return Err("expired, and there is no refresh token".to_owned());
-                }
-                return Ok((key, taken));
-            }
-            Err(error) => reason = error.to_string(),
-        }
-    }
-    match logins {
-        [_] => Err(reason),
-        _ => Err(
-            "its tokens are of no login of clusterAuth: another issuer or client, malformed, or without end"
-                .to_owned(),
-        ),
-    }
+fn verifier(login: &LoginConfig, vault: &TokenVault) -> Result<LoginVerifier> {
+    let issuer = IssuerClient::of_login(login, Arc::new(default_provider()))?;
+    let clock = Arc::new(SystemClock);
+    Ok(LoginVerifier::new(login.clone(), issuer, clock, vault.clone()))
 }
 
-/// By the instant at which the issuer made the tokens, else by their end. The same login once more is not.
-fn is_newer(login: &NewLogin, present: &Login) -> bool {
-    match (login.issued_at, present.issued_at()) {
-        (Some(new), Some(old)) => new > old,
-        _ => login.expires_at > present.metadata.expires_at,
-    }
-}
-
-const NEWER: &str = "the store holds this login or a newer one";
+const PRESENT: &str = "already there: the store holds a login of this user";
 const UNREADABLE: &str = "the stored login of this user does not open: see kube-authn keys";
-const SHARED: &str = "several users have tokens of one subject: whose they are cannot be told";
+const SHARED: &str =
+    "several users have tokens of one subject, in the table or in the store: whose they are cannot be told";
+const PINNED: &str = "the user, or the subject of the tokens, is bound to another since first use";
+const ELSEWHERE: &str = "its tokens are of no login of clusterAuth: another issuer or client, or malformed";
 /// What openportal writes where a token had no issuer.
 const UNKNOWN_ISSUER: &str = "unknown";
 /// Rows in memory at once, at some four KiB each.

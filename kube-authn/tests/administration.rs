@@ -5,8 +5,20 @@
     reason = "the doors are those of the library, not of what tests the program"
 )]
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    path::Path,
+    process::Command,
+    thread,
+    time::Duration,
+};
 
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
+};
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
@@ -50,6 +62,11 @@ impl Place {
 
     /// A configuration with these keys, each in a file of its name; the first one writes.
     fn config(&self, keys: &[&str]) -> AppConfig {
+        self.config_of(keys, ISSUER)
+    }
+
+    /// As `config`, with this issuer.
+    fn config_of(&self, keys: &[&str], issuer: &str) -> AppConfig {
         let folder = self.path().display();
         let keys: Vec<_> = keys
             .iter()
@@ -59,7 +76,7 @@ impl Place {
             "kubernetes": { "clusterLocatorMethods": [{ "type": "config", "clusters": [
                 { "name": "a", "url": "https://127.0.0.1:1", "authProvider": "clusterAuth" },
             ]}]},
-            "clusterAuth": { "issuer": ISSUER, "clientId": "kubernetes" },
+            "clusterAuth": { "issuer": issuer, "clientId": "kubernetes" },
             "kubeAuthn": {
                 "store": { "type": "sqlite", "url": format!("sqlite://{folder}/store.db") },
                 "encryption": { "keys": keys },
@@ -71,6 +88,12 @@ impl Place {
         let file = self.path().join("app-config.yaml");
         fs::write(&file, config.to_string()).unwrap();
         AppConfig::load(&[file]).unwrap()
+    }
+
+    /// The store of the configuration that stands there.
+    async fn opened(&self) -> TokenVault {
+        let config = AppConfig::load(&[self.path().join("app-config.yaml")]).unwrap();
+        Administration::open(&config).await.unwrap().vault
     }
 
     async fn vault(&self, keys: &[&str]) -> TokenVault {
@@ -328,17 +351,77 @@ async fn logins_are_listed_without_tokens_and_end_everywhere() {
     assert_eq!(code, Some(2));
 }
 
-/// A token of the issuer for this subject.
-fn jwt(subject: &str, issuer: &str, expires_at: i64, issued_at: i64) -> String {
-    let claims =
-        json!({ "iss": issuer, "sub": subject, "aud": "kubernetes", "exp": expires_at, "iat": issued_at });
-    format!("e30.{}.{CANARY}", URL_SAFE_NO_PAD.encode(claims.to_string()))
+/// An issuer on loopback that publishes one key for as long as it lives.
+struct Signing {
+    url: String,
+    key: EcdsaKeyPair,
 }
 
-#[tokio::test]
-async fn openportal_s_plain_logins_are_sealed_and_what_cannot_be_told_is_skipped() {
-    let place = Place::new();
-    place.config(&["k1"]);
+impl Signing {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        let point = key.public_key().as_ref();
+        let (x, y) = (
+            URL_SAFE_NO_PAD.encode(&point[1..33]),
+            URL_SAFE_NO_PAD.encode(&point[33..]),
+        );
+        let keys =
+            json!({ "keys": [{ "kty": "EC", "crv": "P-256", "kid": "k", "x": x, "y": y }] }).to_string();
+        let document = json!({
+            "issuer": url, "jwks_uri": format!("{url}/jwks"), "authorization_endpoint": format!("{url}/authorize"),
+            "token_endpoint": format!("{url}/token"),
+        })
+        .to_string();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut line = String::new();
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                reader.read_line(&mut line).unwrap();
+                let mut rest = String::new();
+                while reader.read_line(&mut rest).unwrap() > 2 {
+                    rest.clear();
+                }
+                let body = if line.starts_with("GET /jwks ") {
+                    &keys
+                } else {
+                    &document
+                };
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
+                let _ = write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len());
+            }
+        });
+        Self { url, key }
+    }
+
+    /// A token for this subject, signed.
+    fn token(&self, subject: &str, expires_at: i64, issued_at: i64) -> String {
+        let message = unsigned(subject, &self.url, expires_at, issued_at);
+        let signature = self.key.sign(&SystemRandom::new(), message.as_bytes()).unwrap();
+        format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+}
+
+fn unsigned(subject: &str, issuer: &str, expires_at: i64, issued_at: i64) -> String {
+    let claims =
+        json!({ "iss": issuer, "sub": subject, "aud": "kubernetes", "exp": expires_at, "iat": issued_at });
+    let header = json!({ "alg": "ES256", "kid": "k" }).to_string();
+    let encode = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    format!("{}.{}", encode(&header), encode(&claims.to_string()))
+}
+
+/// A token for this subject that the issuer did not make.
+fn forged(subject: &str, issuer: &str, expires_at: i64) -> String {
+    format!("{}.{CANARY}A", unsigned(subject, issuer, expires_at, 1_000))
+}
+
+/// User, ID token, refresh token, and the issuer's column.
+type PlainRow<'a> = (&'a str, String, Option<&'a str>, &'a str);
+
+/// openportal's table of this place, with these rows.
+async fn portal(place: &Place, rows: &[PlainRow<'_>]) {
     let url = format!("sqlite://{}/portal.db?mode=rwc", place.path().display());
     let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
     sqlx::raw_sql(
@@ -349,50 +432,7 @@ async fn openportal_s_plain_logins_are_sealed_and_what_cannot_be_told_is_skipped
     .execute(&pool)
     .await
     .unwrap();
-    let refresh = format!("{CANARY}-refresh");
-    let rows = [
-        (
-            "user:default/alice",
-            jwt("a", ISSUER, FAR, 1_000),
-            None,
-            "unknown",
-        ),
-        (
-            "user:default/bob",
-            jwt("b", ISSUER, 2_000, 1_000),
-            Some(refresh.as_str()),
-            ISSUER,
-        ),
-        ("user:default/carol", jwt("c", ISSUER, 2_000, 1_000), None, ISSUER),
-        (
-            "user:default/dave",
-            jwt("d", "https://other/", FAR, 1_000),
-            None,
-            "https://other/",
-        ),
-        (
-            "user:default/erin",
-            jwt("shared", ISSUER, FAR, 1_000),
-            None,
-            ISSUER,
-        ),
-        (
-            "user:default/frank",
-            jwt("shared", ISSUER, FAR, 1_000),
-            None,
-            ISSUER,
-        ),
-        ("user:default/guest", jwt("g", ISSUER, FAR, 1_000), None, ISSUER),
-        ("user:default/heidi", CANARY.to_owned(), None, ISSUER),
-        (
-            "user:default/ivan",
-            jwt("i", ISSUER, FAR, 1_000),
-            None,
-            "https://other/",
-        ),
-        ("not an entity", jwt("n", ISSUER, FAR, 1_000), None, ISSUER),
-    ];
-    for (user, id_token, refresh_token, issuer) in &rows {
+    for (user, id_token, refresh_token, issuer) in rows {
         sqlx::query(
             "INSERT INTO cluster_tokens (user_entity_ref, access_token, id_token, refresh_token, issuer, expires_at) \
              VALUES (?, 'canary-7f3a-access', ?, ?, ?, 0)",
@@ -406,33 +446,99 @@ async fn openportal_s_plain_logins_are_sealed_and_what_cannot_be_told_is_skipped
         .unwrap();
     }
     pool.close().await;
-    let import = ["import", "--from", "sqlite://portal.db"];
+}
 
-    let Run(code, out, errors) = place.run(&[&import[..], &["--dry-run"]].concat());
+/// As `login`, at this issuer, of this subject.
+async fn stored(vault: &TokenVault, name: &str, issuer: &str, subject: &str) -> TokenKey {
+    let key = TokenKey {
+        issuer: Issuer::new(issuer).unwrap(),
+        ..key(name)
+    };
+    vault.log_in(&key, login(subject, at(FAR))).await.unwrap();
+    key
+}
+
+const IMPORT: [&str; 3] = ["import", "--from", "sqlite://portal.db"];
+
+#[tokio::test]
+async fn openportal_s_plain_logins_are_sealed_and_what_cannot_be_told_is_skipped() {
+    let (place, issuer) = (Place::new(), Signing::start());
+    place.config_of(&["k1"], &issuer.url);
+    let vault = place.opened().await;
+    let (url, refresh) = (issuer.url.as_str(), format!("{CANARY}-refresh"));
+    let in_future = Timestamp::now().as_second() + 3_600;
+    let good = |subject: &str| issuer.token(subject, FAR, 1_000);
+    let ended = |subject: &str| issuer.token(subject, 2_000, 1_000);
+    let refreshable = Some(refresh.as_str());
+    portal(
+        &place,
+        &[
+            ("user:default/alice", good("a"), refreshable, "unknown"),
+            ("user:default/bob", ended("b"), refreshable, url),
+            ("user:default/carol", ended("c"), None, url),
+            (
+                "user:default/dave",
+                forged("d", "https://other/", FAR),
+                None,
+                "https://other/",
+            ),
+            ("user:default/erin", good("shared"), None, url),
+            ("user:default/frank", ended("shared"), None, url),
+            ("user:default/guest", good("g"), None, url),
+            ("user:default/heidi", CANARY.to_owned(), None, url),
+            ("user:default/ivan", good("i"), None, "https://other/"),
+            ("user:default/judy", forged("j", url, FAR), refreshable, url),
+            ("user:default/mallory", good("victim"), refreshable, url),
+            ("user:default/niaj", issuer.token("n", FAR, in_future), None, url),
+            ("user:default/olivia", good("pinned"), None, url),
+            ("user:default/peggy", good("p"), None, url),
+            ("user:default/rupert", good("g2"), None, url),
+            ("not an entity", good("x"), None, url),
+            ("nor this", good("g2"), None, url),
+        ],
+    )
+    .await;
+    stored(&vault, "victim", url, "victim").await;
+    let verified = stored(&vault, "peggy", url, "p").await;
+    let before = vault.load(&verified).await.unwrap().unwrap();
+    let at_issuer = Issuer::new(url).unwrap();
+    vault
+        .pin(
+            &EntityRef::parse("user:default/quinn").unwrap(),
+            &at_issuer,
+            &Subject::new("pinned").unwrap(),
+        )
+        .await
+        .unwrap();
+
+    let Run(code, out, errors) = place.run(&[&IMPORT[..], &["--dry-run"]].concat());
     assert_eq!(code, Some(0), "{errors}");
-    assert!(out.starts_with("2 to be taken over\n"), "{out}");
-    let vault = place.vault(&["k1"]).await;
-    assert!(
-        vault.logins(None, 10).await.unwrap().is_empty(),
+    assert!(out.starts_with("1 to be taken over\n"), "{out}");
+    assert_eq!(
+        vault.logins(None, 10).await.unwrap().len(),
+        2,
         "a dry run writes nothing"
     );
-    let Run(code, out, errors) = place.run(&import);
+    let Run(code, out, errors) = place.run(&IMPORT);
 
     assert_eq!(code, Some(0), "{errors}");
-    assert_eq!(
-        out,
-        format!(
-            "2 taken over\n\
-             1 skipped: Invalid JWT format\n\
-             1 skipped: Invalid issuer: expected {ISSUER}, got https://other/\n\
-             1 skipped: expired, and there is no refresh token\n\
-             1 skipped: guests do not log in to clusters\n\
-             2 skipped: several users have tokens of one subject: whose they are cannot be told\n\
-             1 skipped: the row names another issuer than its ID token\n\
-             1 skipped: user_entity_ref is no entity reference\n"
-        )
-    );
-    let alice = vault.load(&key("alice")).await.unwrap().unwrap();
+    let skipped = "1 taken over\n\
+         1 skipped: Signature verification failed: no key of issuer URL made it\n\
+         3 skipped: Token expired\n\
+         1 skipped: already there: the store holds a login of this user\n\
+         1 skipped: guests do not log in to clusters\n\
+         2 skipped: its tokens are of no login of clusterAuth: another issuer or client, or malformed\n\
+         3 skipped: several users have tokens of one subject, in the table or in the store: whose they are cannot be told\n\
+         1 skipped: the row names another issuer than its ID token\n\
+         1 skipped: the token is issued in the future: compare the clocks\n\
+         1 skipped: the user, or the subject of the tokens, is bound to another since first use\n\
+         2 skipped: user_entity_ref is no entity reference\n";
+    assert_eq!(out, skipped.replace("URL", url));
+    let of = |name: &str| TokenKey {
+        issuer: at_issuer.clone(),
+        ..key(name)
+    };
+    let alice = vault.load(&of("alice")).await.unwrap().unwrap();
     assert_eq!(
         (
             alice.metadata.subject.as_str(),
@@ -441,24 +547,69 @@ async fn openportal_s_plain_logins_are_sealed_and_what_cannot_be_told_is_skipped
         ),
         ("a", at(FAR), Some(at(1_000)))
     );
-    let bob = vault.load(&key("bob")).await.unwrap().unwrap();
-    assert_eq!(bob.tokens.refresh_token, Some(Secret::new(refresh)));
+    assert_eq!(
+        alice.tokens.refresh_token, None,
+        "nobody said that it may be trusted"
+    );
+    let after = vault.load(&verified).await.unwrap().unwrap();
+    assert_eq!(after.revision, before.revision, "a verified login is replaced");
 
-    // Again: nothing that is as new is written, so no login ends by it.
-    let Run(_, out, _) = place.run(&import);
-    assert!(out.starts_with("0 taken over\n"), "{out}");
+    // Again: what stands there stays; who has logged out comes back, so the table has to go.
+    let Run(_, out, _) = place.run(&IMPORT);
     assert!(
-        out.contains("2 skipped: the store holds this login or a newer one"),
+        out.starts_with("0 taken over\n") && out.contains("2 skipped: already there"),
         "{out}"
     );
-    let again = vault.load(&key("alice")).await.unwrap().unwrap();
+    let again = vault.load(&of("alice")).await.unwrap().unwrap();
     assert_eq!(again.revision, alice.revision);
+
+    let Run(_, out, _) = place.run(&[&IMPORT[..], &["--with-refresh-tokens"]].concat());
+    assert!(out.starts_with("1 taken over\n"), "{out}");
+    let bob = vault.load(&of("bob")).await.unwrap().unwrap();
+    assert_eq!(bob.tokens.refresh_token, Some(Secret::new(refresh)));
     let sealed = fs::read(place.path().join("store.db")).unwrap();
     assert!(!sealed.windows(CANARY.len()).any(|part| part == CANARY.as_bytes()));
 
     let Run(code, _, errors) = place.run(&["import", "--from", "sqlite://portal.db", "--table", "nowhere"]);
     assert_eq!(code, Some(1));
     assert!(errors.contains("no such table"), "{errors}");
+}
+
+#[tokio::test]
+async fn nothing_is_taken_over_unverified_unless_that_is_asked_for() {
+    let place = Place::new();
+    let issuer = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    };
+    place.config_of(&["k1"], &issuer);
+    let vault = place.opened().await;
+    portal(
+        &place,
+        &[("user:default/alice", forged("a", &issuer, FAR), None, "unknown")],
+    )
+    .await;
+
+    let Run(code, _, errors) = place.run(&IMPORT);
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("--unverified"), "{errors}");
+    assert!(vault.logins(None, 10).await.unwrap().is_empty());
+
+    let Run(code, out, errors) = place.run(&[&IMPORT[..], &["--unverified"]].concat());
+    assert_eq!((code, out.as_str()), (Some(0), "1 taken over\n"));
+    assert!(errors.contains("signatures are not verified"), "{errors}");
+}
+
+#[test]
+fn password_of_openportal_s_database_never_stands_in_an_argument() {
+    let place = Place::new();
+    place.config(&["k1"]);
+    let url = format!("postgres://portal:{CANARY}@localhost/portal");
+
+    let Run(code, _, errors) = place.run(&["import", "--from", &url]);
+
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("PGPASSWORD"), "{errors}");
 }
 
 #[tokio::test]

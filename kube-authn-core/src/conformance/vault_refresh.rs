@@ -251,10 +251,22 @@ pub async fn first_use_pins_for_good(fixture: &VaultFixture) {
             .pin(principal, &issuer, &of_subject(subject))
             .await
             .err();
-        assert_eq!(
-            error.map(|error| (error.kind(), error.code())),
-            Some((ErrorKind::Refused, "identity_mismatch"))
-        );
+        let asked = elsewhere
+            .refuse_pinned_to_another(principal, &issuer, &of_subject(subject))
+            .await
+            .err();
+        for error in [error, asked] {
+            assert_eq!(
+                error.map(|error| (error.kind(), error.code())),
+                Some((ErrorKind::Refused, "identity_mismatch"))
+            );
+        }
+    }
+    let free = of_subject("free");
+    for principal in [&bob, &user("carol")] {
+        ok(elsewhere
+            .refuse_pinned_to_another(principal, &issuer, &free)
+            .await);
     }
     ok(elsewhere.pin(&bob, &issuer, &of_subject("b")).await);
     let another = self::issuer("https://another.example.com/");

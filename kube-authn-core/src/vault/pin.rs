@@ -25,18 +25,9 @@ impl TokenVault {
         let of_subject = pin_key(OF_SUBJECT, issuer, subject.as_str())?;
         let owner = Subject::new(principal.as_str())?;
         for _ in 0..ATTEMPTS {
-            let confirmed = match self.pinned(&of_principal).await? {
-                Some((_, pinned)) if pinned != *subject => return Err(mismatch()),
-                pinned => pinned.is_some(),
-            };
-            let expected = match self.pinned(&of_subject).await? {
-                Some((_, pinned)) if pinned == owner => None,
-                Some((revision, pinned)) => {
-                    self.refuse_unless_void(issuer, &pinned, subject).await?;
-                    Some(Expected::At(revision))
-                }
-                None => Some(Expected::Absent),
-            };
+            let (confirmed, expected) = self
+                .checked(principal, [&of_principal, &of_subject], subject)
+                .await?;
             if let Some(expected) = expected
                 && !self.save_pin(&of_subject, &owner, expected).await?
             {
@@ -56,6 +47,47 @@ impl TokenVault {
             }
         }
         Err(contended("pin the identity"))
+    }
+
+    /// Refuses as [`TokenVault::pin`] would, and pins nothing.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn refuse_pinned_to_another(
+        &self,
+        principal: &EntityRef,
+        issuer: &Issuer,
+        subject: &Subject,
+    ) -> Result<()> {
+        refuse_reserved(principal)?;
+        let of_principal = pin_key(OF_PRINCIPAL, issuer, principal.as_str())?;
+        let of_subject = pin_key(OF_SUBJECT, issuer, subject.as_str())?;
+        self.checked(principal, [&of_principal, &of_subject], subject)
+            .await
+            .map(drop)
+    }
+
+    /// Whether the principal's row names this subject already, and what to expect where the subject's row has to be written.
+    async fn checked(
+        &self,
+        principal: &EntityRef,
+        [of_principal, of_subject]: [&TokenKey; 2],
+        subject: &Subject,
+    ) -> Result<(bool, Option<Expected>)> {
+        let confirmed = match self.pinned(of_principal).await? {
+            Some((_, pinned)) if pinned != *subject => return Err(mismatch()),
+            pinned => pinned.is_some(),
+        };
+        let expected = match self.pinned(of_subject).await? {
+            Some((_, pinned)) if pinned.as_str() == principal.as_str() => None,
+            Some((revision, pinned)) => {
+                self.refuse_unless_void(&of_subject.issuer, &pinned, subject)
+                    .await?;
+                Some(Expected::At(revision))
+            }
+            None => Some(Expected::Absent),
+        };
+        Ok((confirmed, expected))
     }
 
     /// The subject is claimed by this owner: refuses, unless the owner is pinned to another subject for good.

@@ -9,15 +9,15 @@ use sqlx::{
 };
 
 /// The servers of one store, of which one is the primary. Its `Debug` shows no password.
-pub(super) struct Address {
-    pub(super) servers: Vec<PgConnectOptions>,
+pub(crate) struct Address {
+    pub(crate) servers: Vec<PgConnectOptions>,
     /// `host:port[,host:port]/database`, for errors.
     pub(super) place: String,
 }
 
 impl Address {
     /// Takes a libpq URL, with one or several servers.
-    pub(super) fn parse(url: &str) -> Result<Self> {
+    pub(crate) fn parse(url: &str) -> Result<Self> {
         let rest = SCHEMES.iter().find_map(|scheme| url.strip_prefix(scheme));
         let rest = rest.ok_or_else(|| refused("it does not begin with postgres:// or postgresql://"))?;
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -64,7 +64,7 @@ impl Address {
     }
 
     /// The first server to which a password and rows may go over a network without anybody's identity being checked.
-    pub(super) fn unverified(&self) -> Option<String> {
+    pub(crate) fn unverified(&self) -> Option<String> {
         let open = |server: &&PgConnectOptions| {
             let is_local = server.get_socket().is_some()
                 || server.get_host() == "localhost"
