@@ -7,7 +7,8 @@ use kube_authn_core::{Rekeyed, Result, TokenVault};
 
 use crate::config::{Files, told};
 
-/// Writes every row anew that another key than the first of kubeAuthn.encryption.keys protects; nobody is logged out, and the
+/// Writes every row anew that another key than the first of kubeAuthn.encryption.keys protects, as the configuration given
+/// here has it: it must be the one that the service runs with; nobody is logged out, and the
 /// service goes on meanwhile. Stopped in the middle, it goes on where it was when it is run again. Exits with 1 if rows are
 /// left.
 #[derive(Debug, Args)]
@@ -25,6 +26,9 @@ impl Rekey {
             Ok((_, administration)) => administration,
             Err(code) => return code,
         };
+        if let Some(id) = administration.keys.ids().first() {
+            eprintln!("kube-authn: writing under key \"{id}\", the first of kubeAuthn.encryption.keys here");
+        }
         let done = match self.all(&administration.vault).await {
             Ok(done) => done,
             Err(error) => return told(&error),
