@@ -119,6 +119,11 @@ impl KeyRing {
         Ok(changed)
     }
 
+    /// A ring of the keys that are here now, which shares nothing with this one: to put them back.
+    pub fn snapshot(&self) -> Self {
+        Self(Arc::new(RwLock::new(self.keys())))
+    }
+
     /// A ring of keys as they stand in the configuration: base64 of 32 bytes each; the first one seals.
     ///
     /// # Errors

@@ -110,15 +110,37 @@ impl Administration {
     /// Takes over the keys of a configuration that was read anew; says whether anything changed.
     ///
     /// # Errors
-    /// `ConfigInvalid` if there is none, if one has another's id, or if one that is taken out is in use; else as
+    /// `ConfigInvalid` if there is none, if one has another's id, or if one that is taken out is in use or writes; else as
     /// [`Administration::refuse_retired_keys`]. The keys stay as they were.
     pub(crate) async fn renew(&self, block: &KubeAuthnConfig) -> Result<bool> {
         let new = KeyRing::from_provider(&Configured::of(block)).await?;
+        self.take_over(&new).await
+    }
+
+    /// A key is in use as long as somebody may write under it. So no key goes together with a change of the one that writes,
+    /// and rows are counted before and after: what was written in between would be lost.
+    async fn take_over(&self, new: &KeyRing) -> Result<bool> {
         let (new_ids, ids) = (new.ids(), self.keys.ids());
-        if ids.iter().any(|id| !new_ids.contains(id)) {
-            self.refuse_without(&new_ids).await?;
+        if ids.iter().all(|id| new_ids.contains(id)) {
+            return self.keys.renew(new);
         }
-        self.keys.renew(&new)
+        self.refuse_without(&new_ids).await?;
+        if let (Some(writes), false) = (ids.first(), new_ids.first() == ids.first()) {
+            return Err(Error::new(
+                ErrorKind::ConfigInvalid,
+                format!(
+                    "the first of kubeAuthn.encryption.keys, \"{writes}\", writes until now: put another one in front of it, \
+                     and take keys out with a later change"
+                ),
+            ));
+        }
+        let before = self.keys.snapshot();
+        let changed = self.keys.renew(new)?;
+        if let Err(error) = self.refuse_without(&new_ids).await {
+            self.keys.renew(&before)?;
+            return Err(error);
+        }
+        Ok(changed)
     }
 }
 
@@ -146,3 +168,131 @@ fn is_outage(error: &Error) -> bool {
 
 /// A database that comes back does so within seconds or much later.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use kube_authn_core::{
+        ClientId, EntityRef, Expected, Issuer, LoginEvents, LoginMetadata, NewLogin, Revision, Subject,
+        TokenKey, TokenRecord, TokenSet, TokenStore, jiff::Timestamp,
+    };
+    use kube_authn_store::MemoryTokenStore;
+
+    use super::*;
+
+    /// A store into which another replica writes a row right after the rows were counted.
+    #[derive(Clone, Debug)]
+    struct Busy {
+        store: MemoryTokenStore,
+        other: Arc<Mutex<Option<TokenVault>>>,
+    }
+
+    #[async_trait]
+    impl TokenStore for Busy {
+        async fn load(&self, key: &TokenKey) -> Result<Option<TokenRecord>> {
+            self.store.load(key).await
+        }
+
+        async fn save(&self, key: &TokenKey, record: &TokenRecord, expected: Expected) -> Result<()> {
+            self.store.save(key, record, expected).await
+        }
+
+        async fn delete(&self, key: &TokenKey) -> Result<bool> {
+            self.store.delete(key).await
+        }
+
+        async fn list(&self, principal: &EntityRef) -> Result<Vec<(TokenKey, Revision, LoginMetadata)>> {
+            self.store.list(principal).await
+        }
+
+        async fn purge(&self, ended_before: Timestamp, limit: u32) -> Result<u32> {
+            self.store.purge(ended_before, limit).await
+        }
+
+        async fn scan(&self, after: Option<&TokenKey>, limit: u32) -> Result<Vec<(TokenKey, TokenRecord)>> {
+            let page = self.store.scan(after, limit).await?;
+            let other = self.other.lock().expect("lock").take();
+            if let Some(other) = other {
+                log_in(&other).await;
+            }
+            Ok(page)
+        }
+
+        async fn events(&self) -> Result<LoginEvents> {
+            self.store.events().await
+        }
+    }
+
+    fn key() -> TokenKey {
+        TokenKey {
+            principal: EntityRef::parse("user:default/alice").expect("a user"),
+            issuer: Issuer::new("https://i/").expect("an issuer"),
+            client_id: ClientId::new("c").expect("a client"),
+        }
+    }
+
+    async fn log_in(vault: &TokenVault) {
+        let login = NewLogin::new(
+            Subject::new("s").expect("a subject"),
+            TokenSet::new(),
+            Timestamp::MAX,
+        );
+        vault.log_in(&key(), login).await.expect("logged in");
+    }
+
+    fn ring(ids: &[u8]) -> KeyRing {
+        let keys = ids.iter().map(|id| {
+            let name = KeyId::new(&format!("k{id}")).expect("an id");
+            (name, Secret::new([*id; 32]))
+        });
+        KeyRing::new(keys.collect()).expect("a ring")
+    }
+
+    fn administration(ids: &[u8], other: Option<(MemoryTokenStore, KeyRing)>) -> Administration {
+        let (store, other) = match other {
+            Some((store, ring)) => (store.clone(), Some(TokenVault::new(store, ring))),
+            None => (MemoryTokenStore::new(), None),
+        };
+        let keys = ring(ids);
+        let busy = Busy {
+            store,
+            other: Arc::new(Mutex::new(other)),
+        };
+        Administration {
+            vault: TokenVault::new(busy, keys.clone()),
+            keys,
+            lost: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn key_that_got_a_row_while_rows_were_counted_is_never_retired() {
+        let late = (MemoryTokenStore::new(), ring(&[1]));
+        let administration = administration(&[2, 1], Some(late));
+
+        let error = administration.take_over(&ring(&[2])).await.expect_err("in use");
+
+        assert!(error.to_string().contains("\"k1\" (1 rows)"), "{error}");
+        assert_eq!(administration.keys.ids(), ring(&[2, 1]).ids());
+        let read = administration.vault.load(&key()).await.expect("readable");
+        assert!(read.is_some());
+    }
+
+    #[tokio::test]
+    async fn key_that_writes_is_never_retired_in_one_step() {
+        let administration = administration(&[1, 2], None);
+
+        for at_once in [&[2][..], &[2, 3], &[3, 1]] {
+            let error = administration
+                .take_over(&ring(at_once))
+                .await
+                .expect_err("k1 writes");
+            assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+            assert_eq!(administration.keys.ids(), ring(&[1, 2]).ids());
+        }
+        for step in [&[2, 1][..], &[2]] {
+            assert!(administration.take_over(&ring(step)).await.expect("taken over"));
+        }
+    }
+}

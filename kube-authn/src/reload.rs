@@ -95,7 +95,6 @@ impl Reload {
         let mut effective = effective.into_valid()?;
         // What is said of logins takes a restart.
         effective.logins = state.logins.clone();
-        self.renew_keys(&effective, &mut state).await?;
         let clusters = located(&effective).collect::<Result<Vec<_>>>()?;
         let renewed = renewed(&effective, &changes);
         let changed = !renewed.is_empty() || !is_in_force(&clusters, &self.access.clusters().current());
@@ -106,6 +105,8 @@ impl Reload {
             }
             Some(_) | None => None,
         };
+        // The last step that may fail: keys that are taken over never belong to a configuration that is refused.
+        self.renew_keys(&effective, &mut state).await?;
         // Before the clusters: what is cached for the new ones is of the new strategies.
         changes.put_in_force();
         if changed {
