@@ -66,6 +66,7 @@ pub async fn purge_looks_at_no_login_twice(fixture: &VaultFixture) {
     // The watcher asks for rows too, when it begins: it is done with that when it hears of an end.
     ok(vault.log_in(&alice(), login("zero", 5)).await);
     let zero = present(&vault).await.handle;
+    ok(fixture.store.delete(&alice()).await);
     puppet
         .tell(LoginEvent::Ended {
             key: alice(),

@@ -15,11 +15,17 @@ pub(super) struct Gathered<B: Body> {
     inner: B,
     /// What came behind the last pieces and belongs to none of them: trailers, an error, a large piece, the end.
     next: Option<Option<Result<Frame<Bytes>, B::Error>>>,
+    /// Whether somebody was given the time to send what came before an error.
+    paused: bool,
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Gathered<B> {
     pub(super) fn new(inner: B) -> Self {
-        Self { inner, next: None }
+        Self {
+            inner,
+            next: None,
+            paused: false,
+        }
     }
 
     /// The next piece, if it is there and fits behind so many bytes; whatever else is there is kept.
@@ -59,6 +65,13 @@ where
             Some(frame) => frame,
             None => ready!(Pin::new(&mut this.inner).poll_frame(context)),
         };
+        if matches!(frame, Some(Err(_))) && !this.paused {
+            // hyper drops what it has not sent yet, the head included, when a body fails.
+            this.paused = true;
+            this.next = Some(frame);
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let first = match frame {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => data,
