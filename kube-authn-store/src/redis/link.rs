@@ -71,10 +71,13 @@ impl Link {
     }
 
     pub(super) async fn asked<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T, Failure> {
-        match self.once(request).await {
-            Err(failure) if request.may_be_repeated_after(&failure) => self.once(request).await,
-            answer => answer,
+        for pause in PAUSES {
+            match self.once(request).await {
+                Err(failure) if request.may_be_repeated_after(&failure) => tokio::time::sleep(pause).await,
+                answer => return answer,
+            }
         }
+        self.once(request).await
     }
 
     async fn once<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T, Failure> {
@@ -159,6 +162,13 @@ impl Request<'_> {
         }
     }
 }
+
+/// Before a request goes to another node. For a moment after a handover the other nodes still name the former primary.
+const PAUSES: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+];
 
 /// Redis answers within milliseconds, after a save that waits for the disk within tens of them. One that has not answered
 /// by now has vanished or stalls, and the next caller finds out where the primary is.
