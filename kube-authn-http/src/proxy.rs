@@ -35,7 +35,6 @@ mod tunnel;
 
 use answer::Answer;
 use body::Passing;
-use gather::Gathered;
 pub use hangup::Hangup;
 use path::Target;
 use record::Record;
@@ -271,12 +270,7 @@ fn pass_on(
         true => Answer::new(body, open, state.patience, head.extensions.remove::<Hangup>()),
         false => Answer::new(body, open, state.patience, None).guarded(),
     };
-    let body = Passing::new(
-        Gathered::new(body),
-        limit,
-        headers::clean_answer_trailers,
-        server_stands_still,
-    );
+    let body = Passing::new(body, limit, headers::clean_answer_trailers, server_stands_still);
     let mut response = Response::new(Body::new(body));
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;

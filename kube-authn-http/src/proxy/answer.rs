@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use kube_authn_core::{Error, ErrorKind, ResponseBody, Result};
 use tokio::{task::AbortHandle, time::Instant};
 
-use super::{hangup::Hangup, streams::OpenStream};
+use super::{gather::Gathered, hangup::Hangup, streams::OpenStream};
 
 /// The body of an answer. Once more has passed than a server buffers, a guard watches it from outside: at logout, at the
 /// credential's end, and when nobody read on for too long, it gives up what is held at the API server.
@@ -27,7 +27,7 @@ pub(super) struct Answer {
 
 struct Held {
     /// `None` once the guard took it away.
-    body: Option<ResponseBody>,
+    body: Option<Gathered<ResponseBody>>,
     /// Counts for the caller as long as there is a body.
     open: Option<OpenStream>,
     /// Why; told to the reader once.
@@ -52,7 +52,7 @@ impl Answer {
     ) -> Self {
         Self {
             held: Arc::new(Mutex::new(Held {
-                body: Some(body),
+                body: Some(Gathered::new(body)),
                 open,
                 taken: None,
                 reader: Reader::Busy {
@@ -74,7 +74,7 @@ impl Answer {
 
     fn guard(&mut self) {
         let cut = match &lock(&self.held).body {
-            Some(body) if !body.is_end_stream() => body.cut(),
+            Some(body) if !body.is_end_stream() => body.inner().cut(),
             _ => return,
         };
         let held = Arc::downgrade(&self.held);

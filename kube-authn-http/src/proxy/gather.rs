@@ -28,6 +28,10 @@ impl<B: Body<Data = Bytes> + Unpin> Gathered<B> {
         }
     }
 
+    pub(super) fn inner(&self) -> &B {
+        &self.inner
+    }
+
     /// The next piece, if it is there and fits behind so many bytes; whatever else is there is kept.
     fn following(&mut self, gathered: usize, context: &mut Context<'_>) -> Option<Bytes> {
         if self.next.is_some() || self.inner.is_end_stream() {
@@ -62,16 +66,16 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = &mut *self;
         let frame = match this.next.take() {
+            Some(Some(Err(error))) if !this.paused => {
+                // hyper drops what it has not sent yet, the head included, when a body fails.
+                this.paused = true;
+                this.next = Some(Some(Err(error)));
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             Some(frame) => frame,
             None => ready!(Pin::new(&mut this.inner).poll_frame(context)),
         };
-        if matches!(frame, Some(Err(_))) && !this.paused {
-            // hyper drops what it has not sent yet, the head included, when a body fails.
-            this.paused = true;
-            this.next = Some(frame);
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
         let first = match frame {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => data,
