@@ -68,6 +68,16 @@ impl Replicas {
         log_in(self.prepared.cluster, &self.one.alice).await;
     }
 
+    /// Without a refresh token: the login ends with its tokens.
+    async fn log_in_for_once(&self) {
+        let issuer = self.prepared.cluster.issuer_b();
+        let mut tokens = issuer.sign_in("alice", "kubernetes").await.unwrap();
+        tokens.as_object_mut().unwrap().remove("refresh_token");
+        let request = Request::post("/api/cluster-auth/tokens");
+        let (status, answer) = self.one.alice.send(request, &tokens).await.unwrap();
+        assert_eq!(status, 200, "{answer}");
+    }
+
     fn both(&self) -> [&Replica; 2] {
         [&self.one, &self.other]
     }
@@ -225,7 +235,7 @@ async fn stream_lives_on_for_the_grace_of_its_credential_and_no_longer() {
     })
     .await;
     let begin = Instant::now();
-    replicas.log_in().await;
+    replicas.log_in_for_once().await;
     let logged_in = Instant::now();
     let open = replicas.other.streams().await;
 

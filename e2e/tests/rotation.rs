@@ -201,22 +201,21 @@ async fn file_that_is_still_being_written_is_never_taken_over() {
 
 /// What takes a restart says so, and costs nobody anything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn key_ring_that_changes_takes_a_restart_and_the_log_says_so() {
+async fn store_that_changes_takes_a_restart_and_the_log_says_so() {
     let prepared = Prepared::new().await;
-    let key = prepared.folder.path().join("key");
-    let ring = |byte: u8| STANDARD.encode([byte; 32]);
-    replace(&key, &ring(1));
-    let keys = json!({ "kubeAuthn": { "encryption": { "keys": [{ "id": "k", "key": { "$file": key } }] } } });
+    let url = prepared.folder.path().join("url");
+    replace(&url, "sqlite://one.db");
+    let store = json!({ "kubeAuthn": { "store": { "type": "sqlite", "url": { "$file": url } } } });
     let token = pod::token(prepared.cluster, "portal", None).await;
     let entry = json!({ "name": "one", "url": prepared.cluster.api_server_url(), "authProvider": "serviceAccount",
                         "serviceAccountToken": token, "caData": STANDARD.encode(prepared.cluster.ca_pem()) });
-    let (served, alice) = serve(&prepared, &keys, &[entry], None, Vec::new()).await;
+    let (served, alice) = serve(&prepared, &store, &[entry], None, Vec::new()).await;
     let load = Load::on(&alice, &[("one", "limit=7")]);
 
-    replace(&key, &ring(2));
+    replace(&url, "sqlite://two.db");
     eventually(LIMIT, "the line in the log", async || {
         let log = fs::read_to_string(served.log()).unwrap();
-        log.contains("kubeAuthn.encryption changed: that takes a restart")
+        log.contains("kubeAuthn.store changed: that takes a restart")
             .then_some(())
     })
     .await;
