@@ -23,7 +23,7 @@ use self::{
     error::PostgresError,
     schema::Failed,
 };
-use crate::row::{Columns, key, metadata, number, record, revision, scanned};
+use crate::row::{self, key, metadata, number, record, revision};
 
 /// Keeps logins in a PostgreSQL database (13 or later), for any number of replicas. Clones share the connections.
 ///
@@ -283,29 +283,7 @@ impl TokenStore for PostgresTokenStore {
     }
 
     async fn scan(&self, after: Option<&TokenKey>, limit: u32) -> Result<Vec<(TokenKey, TokenRecord)>> {
-        // No principal is empty, so the empty key stands before every row.
-        let mut after = after.map_or_else(Default::default, |key| {
-            [
-                key.principal.to_string(),
-                key.issuer.to_string(),
-                key.client_id.to_string(),
-            ]
-        });
-        loop {
-            let rows = self.page(&after, limit).await?;
-            let Some(last) = rows.last() else {
-                return Ok(Vec::new());
-            };
-            after = [
-                last.text("principal")?.to_owned(),
-                last.text("issuer")?.to_owned(),
-                last.text("client_id")?.to_owned(),
-            ];
-            let page: Vec<_> = rows.iter().filter_map(scanned).collect();
-            if !page.is_empty() {
-                return Ok(page);
-            }
-        }
+        row::scan(after, |after| async move { self.page(&after, limit).await }).await
     }
 
     async fn events(&self) -> Result<LoginEvents> {

@@ -58,8 +58,39 @@ pub(crate) fn record(row: &impl Columns) -> Result<TokenRecord> {
     })
 }
 
+/// The rows behind this key, of the first page that has any of ours. `page` reads the rows behind a principal, an issuer and
+/// a client.
+pub(crate) async fn scan<R: Columns, P: Future<Output = Result<Vec<R>>>>(
+    after: Option<&TokenKey>,
+    page: impl Fn([String; 3]) -> P,
+) -> Result<Vec<(TokenKey, TokenRecord)>> {
+    // No principal is empty, so the empty key stands before every row.
+    let mut after = after.map_or_else(Default::default, |key| {
+        [
+            key.principal.to_string(),
+            key.issuer.to_string(),
+            key.client_id.to_string(),
+        ]
+    });
+    loop {
+        let rows = page(after).await?;
+        let Some(last) = rows.last() else {
+            return Ok(Vec::new());
+        };
+        after = [
+            last.text("principal")?.to_owned(),
+            last.text("issuer")?.to_owned(),
+            last.text("client_id")?.to_owned(),
+        ];
+        let ours: Vec<_> = rows.iter().filter_map(scanned).collect();
+        if !ours.is_empty() {
+            return Ok(ours);
+        }
+    }
+}
+
 /// One row of a scan. A row that none of us wrote stops nobody from scanning the others; loading it says what it is.
-pub(crate) fn scanned(row: &impl Columns) -> Option<(TokenKey, TokenRecord)> {
+fn scanned(row: &impl Columns) -> Option<(TokenKey, TokenRecord)> {
     match key(row).and_then(|key| Ok((key, record(row)?))) {
         Ok(row) => Some(row),
         Err(error) => {
