@@ -1,6 +1,8 @@
-//! A process killed while it saves leaves rows whole, its acknowledged logins there, and nobody crossed.
+//! A process killed while it saves, and a server killed under it, leave rows whole, acknowledged logins there, indexes true,
+//! and nobody crossed.
 
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "figures are what a long run is for")]
 #![allow(
     clippy::disallowed_methods,
     reason = "a process can only be killed if there is one"
@@ -15,12 +17,12 @@ use std::{
     time::Duration,
 };
 
-use kube_authn_core::{Claim, LoginId, Secret, TokenStore, TokenVault};
+use kube_authn_core::{Claim, LoginId, Secret, TokenStore, TokenVault, jiff::Timestamp};
 use kube_authn_store::{
-    PostgresTokenStore, SqliteTokenStore,
+    PostgresTokenStore, RedisTokenStore, SqliteTokenStore,
     sqlx::{self, ConnectOptions, sqlite::SqliteConnectOptions},
 };
-use kube_authn_test_servers::Postgres;
+use kube_authn_test_servers::{Postgres, Redis, Signal};
 use support::{end, fixed_keys, id_token_of, key, login_of};
 
 const URL: &str = "KUBE_AUTHN_TEST_URL";
@@ -84,23 +86,70 @@ async fn killed_postgres_never_loses_a_save_that_it_acknowledged() {
     assert!(acknowledged.iter().sum::<u64>() > 0, "nothing was ever saved");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_process_or_redis_never_leaves_half_a_row_a_crossed_user_or_a_false_index() {
+    let mut redis = Redis::start();
+    let url = redis.url();
+    let mut acknowledged = [0_u64; USERS];
+    for round in 0..rounds() {
+        save_and_be_killed(&url, round, &mut acknowledged);
+        if round % 5 == 4 {
+            redis.end(Signal::Kill);
+            redis.start_again();
+        }
+        let rows = check(&url, &acknowledged, round).await;
+        assert_eq!(indexed(&redis, "logins"), rows, "round {round}");
+        assert_eq!(indexed(&redis, "ends"), rows, "round {round}");
+        assert_eq!(stored(&redis), rows, "round {round}");
+    }
+    let saves: u64 = acknowledged.iter().sum();
+    assert!(saves > 0, "nothing was ever saved");
+    println!("{} kills, {saves} saves acknowledged", rounds());
+
+    // The index of ends is true too: a purge takes each row, and leaves nothing behind.
+    let store = open(&url).await;
+    let rows = store.scan(None, 1_000).await.expect("scanned").len();
+    let purged = store.purge(Timestamp::MAX, 1_000).await.expect("purged");
+    assert_eq!(usize::try_from(purged), Ok(rows));
+    assert_eq!((indexed(&redis, "logins"), indexed(&redis, "ends")), (0, 0));
+    assert_eq!(stored(&redis), 0);
+}
+
+/// How many entries an index has.
+fn indexed(redis: &Redis, index: &str) -> usize {
+    let index = format!("{{kube-authn}}:{index}");
+    redis.run(&["ZCARD", &index]).parse().expect("a count")
+}
+
+/// How many rows there are.
+fn stored(redis: &Redis) -> usize {
+    let keys = redis.run(&["KEYS", "{kube-authn}:login:*"]);
+    keys.lines().filter(|line| !line.is_empty()).count()
+}
+
 /// Kills children while they save, and looks at what they left.
 async fn survives_kills(url: &str) {
     let mut acknowledged = [0_u64; USERS];
     let mut saves = 0;
     for round in 0..rounds() {
-        for (user, count) in killed_while_saving(url, Duration::from_millis(40 + u64::from(round) * 7 % 180))
-        {
-            acknowledged[user] = acknowledged[user].max(count);
-            saves += 1;
-        }
+        saves += save_and_be_killed(url, round, &mut acknowledged);
         check(url, &acknowledged, round).await;
     }
     assert!(saves >= 200, "the children saved {saves} times only");
+    println!("{} kills, {saves} saves", rounds());
 }
 
-/// Every acknowledged save is there, whole, and its user's.
-async fn check(url: &str, acknowledged: &[u64; USERS], round: u32) {
+/// One child that saves until it is killed; how many saves it was told of.
+fn save_and_be_killed(url: &str, round: u32, acknowledged: &mut [u64; USERS]) -> usize {
+    let saved = killed_while_saving(url, Duration::from_millis(5 + u64::from(round) * 37 % 215));
+    for (user, count) in &saved {
+        acknowledged[*user] = acknowledged[*user].max(*count);
+    }
+    saved.len()
+}
+
+/// Every acknowledged save is there, whole, and its user's. How many rows there are.
+async fn check(url: &str, acknowledged: &[u64; USERS], round: u32) -> usize {
     let store = open(url).await;
     let vault = TokenVault::new(Arc::clone(&store), fixed_keys());
     let rows = store.scan(None, 1_000).await.expect("scanned");
@@ -121,6 +170,7 @@ async fn check(url: &str, acknowledged: &[u64; USERS], round: u32) {
             "round {round}: a save is gone"
         );
     }
+    rows.len()
 }
 
 /// A sample, or all with `cargo xtask test --long`.
@@ -222,8 +272,9 @@ fn count(token: Option<&Secret>) -> u64 {
 }
 
 async fn open(url: &str) -> Arc<dyn TokenStore> {
-    match url.starts_with("sqlite:") {
-        true => Arc::new(SqliteTokenStore::open(url).await.expect("a store")),
-        false => Arc::new(PostgresTokenStore::open(url).await.expect("a store")),
+    match url.split_once(':').map(|(scheme, _)| scheme) {
+        Some("sqlite") => Arc::new(SqliteTokenStore::open(url).await.expect("a store")),
+        Some("redis") => Arc::new(RedisTokenStore::open(url).await.expect("a store")),
+        _ => Arc::new(PostgresTokenStore::open(url).await.expect("a store")),
     }
 }
