@@ -6,6 +6,7 @@ use std::{
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
+    process::Stdio,
     sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
@@ -15,7 +16,10 @@ use kube::{
     config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 use serde_json::Value;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{OnceCell, Semaphore},
+};
 
 use crate::{
     certificates::Authority,
@@ -206,6 +210,35 @@ impl TestCluster {
             .env("HOME", self.path())
             .kill_on_drop(true);
         command
+    }
+
+    /// Applies a manifest, as its admin.
+    ///
+    /// # Errors
+    /// When kubectl can't be run or refuses it.
+    pub async fn apply(&self, manifest: impl AsRef<[u8]>) -> Result<()> {
+        let mut kubectl = self
+            .kubectl()
+            .args(["apply", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("run kubectl")?;
+        if let Some(mut stdin) = kubectl.stdin.take() {
+            stdin
+                .write_all(manifest.as_ref())
+                .await
+                .context("give kubectl the manifest")?;
+        }
+        let output = kubectl.wait_with_output().await.context("run kubectl")?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(Error::new(format!(
+                "kubectl apply: {}",
+                String::from_utf8_lossy(&output.stderr)
+            ))),
+        }
     }
 
     /// All events of the audit log so far, oldest first.

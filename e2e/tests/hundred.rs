@@ -772,21 +772,7 @@ async fn apply_accounts(cluster: &TestCluster) {
             "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{ name: {name}, namespace: backstage }}\n---\n"
         )
     });
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(&file, accounts.collect::<String>() + RULES).unwrap();
-    let output = cluster
-        .kubectl()
-        .arg("apply")
-        .arg("-f")
-        .arg(file.path())
-        .output()
-        .await
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    cluster.apply(accounts.collect::<String>() + RULES).await.unwrap();
 }
 
 /// The ways to thirteen kinds of credential; the first cluster of all is that of the pod itself.

@@ -166,13 +166,8 @@ async fn cluster() -> &'static TestCluster {
     static APPLIED: OnceCell<()> = OnceCell::const_new();
     let cluster = TestCluster::shared().await.unwrap();
     let apply = || async {
-        let mut kubectl = cluster.kubectl();
-        kubectl
-            .arg("apply")
-            .arg("-f")
-            .arg(example("manifests/in_cluster.yaml"));
-        let (success, text) = start(&mut kubectl).await.unwrap();
-        assert!(success, "{text}");
+        let manifest = std::fs::read(example("manifests/in_cluster.yaml")).unwrap();
+        cluster.apply(manifest).await.unwrap();
     };
     APPLIED.get_or_init(apply).await;
     cluster

@@ -120,7 +120,7 @@ async fn ca_that_is_rotated_by_way_of_both_costs_no_request() {
 async fn secrets_behind_file_that_are_replaced_cost_no_request_and_only_the_new_ones_are_used() {
     let prepared = Prepared::new().await;
     let cluster = prepared.cluster;
-    apply_account(cluster).await;
+    cluster.apply(RULES).await.unwrap();
     let (old, new) = (
         Generation::make(cluster, "old").await,
         Generation::make(cluster, "new").await,
@@ -654,25 +654,6 @@ async fn delete(cluster: &TestCluster, secret: &str) {
     secrets.delete(secret, &DeleteParams::default()).await.unwrap();
 }
 
-/// A service account that may do everything: read, mint, impersonate.
-async fn apply_account(cluster: &TestCluster) {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(&file, RULES).unwrap();
-    let output = cluster
-        .kubectl()
-        .arg("apply")
-        .arg("-f")
-        .arg(file.path())
-        .output()
-        .await
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
 /// In one step, as whoever looks after such files does.
 fn replace(file: &Path, content: &str) {
     let new = file.with_extension("new");
@@ -681,6 +662,7 @@ fn replace(file: &Path, content: &str) {
 }
 
 const ACCOUNT: &str = "rotating";
+/// May do everything: read, mint, impersonate.
 const RULES: &str = "apiVersion: v1
 kind: ServiceAccount
 metadata: { name: rotating, namespace: backstage }

@@ -174,7 +174,7 @@ async fn with_the_rules_that_check_prints_users_are_themselves_and_nobody_else()
         metadata: { name: kube-authn-impersonation }\n\
         roleRef: { apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: kube-authn-impersonation }\n\
         subjects: [{ kind: ServiceAccount, name: impersonator, namespace: backstage }]\n";
-    apply(cluster, &format!("{rules}{binding}")).await;
+    cluster.apply(format!("{rules}{binding}")).await.unwrap();
     let access = kube_authn::cluster_access(&config, None).await.unwrap();
     let (alice, bob) = (user("alice"), user("bob"));
 
@@ -211,9 +211,7 @@ async fn with_the_rules_that_check_prints_users_are_themselves_and_nobody_else()
 async fn minted_tokens_are_short_lived_and_of_the_named_service_account_alone() {
     let cluster = TestCluster::shared().await.unwrap();
     let token = account(cluster, "minter").await;
-    apply(
-        cluster,
-        "apiVersion: rbac.authorization.k8s.io/v1\n\
+    let rules = "apiVersion: rbac.authorization.k8s.io/v1\n\
          kind: Role\n\
          metadata: { name: minter, namespace: backstage }\n\
          rules:\n\
@@ -223,9 +221,8 @@ async fn minted_tokens_are_short_lived_and_of_the_named_service_account_alone() 
          kind: RoleBinding\n\
          metadata: { name: minter, namespace: backstage }\n\
          roleRef: { apiGroup: rbac.authorization.k8s.io, kind: Role, name: minter }\n\
-         subjects: [{ kind: ServiceAccount, name: minter, namespace: backstage }]\n",
-    )
-    .await;
+         subjects: [{ kind: ServiceAccount, name: minter, namespace: backstage }]\n";
+    cluster.apply(rules).await.unwrap();
     let entry = |account: &str| {
         let block = json!({ "namespace": "backstage", "serviceAccount": account, "expirationSeconds": 600 });
         json!({ "serviceAccountToken": token, "kubeAuthn": { "tokenRequest": block } })
@@ -322,7 +319,7 @@ async fn list(access: &ClusterAccess, principal: &Principal, cluster: &str, name
 async fn account(cluster: &TestCluster, name: &str) -> String {
     let yaml =
         format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{ name: {name}, namespace: backstage }}\n");
-    apply(cluster, &yaml).await;
+    cluster.apply(yaml).await.unwrap();
     bound_token(cluster, name).await
 }
 
@@ -331,25 +328,6 @@ async fn bound_token(cluster: &TestCluster, name: &str) -> String {
     fixtures::bound_token(&admin, "backstage", name, Duration::from_secs(3600))
         .await
         .unwrap()
-}
-
-async fn apply(cluster: &TestCluster, yaml: &str) {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("manifest.yaml");
-    fs::write(&file, yaml).unwrap();
-    let output = cluster
-        .kubectl()
-        .arg("apply")
-        .arg("-f")
-        .arg(&file)
-        .output()
-        .await
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
 }
 
 fn status_names<'e>(entries: &'e [(&'e str, &'e str, Value)]) -> impl Iterator<Item = &'e str> {
