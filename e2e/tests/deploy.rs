@@ -1,4 +1,4 @@
-//! `deploy/kubernetes` on a real API server: every object is accepted, and the service account may do nothing. And the
+//! `deploy/kubernetes*` on a real API server: every object is accepted, and the service account may do nothing. And the
 //! kubeconfig that users are told to write.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![allow(
@@ -225,15 +225,53 @@ async fn kubeconfig_of_the_documentation_finds_the_token_and_the_ca_beside_it() 
     );
 }
 
-/// The cluster, everything in the folder applied.
+#[tokio::test]
+async fn manifests_for_replicas_are_accepted_and_need_no_volume_of_their_own() {
+    let cluster = applied().await;
+
+    let list = apply(
+        cluster,
+        "kubernetes-replicas",
+        &["--dry-run=server", "-o", "json"],
+    )
+    .await;
+
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let of_kind = |kind| {
+        let items = list["items"].as_array().unwrap();
+        items.iter().find(move |object| object["kind"] == kind)
+    };
+    assert!(of_kind("PersistentVolumeClaim").is_none());
+    assert!(of_kind("PodDisruptionBudget").is_some());
+    let deployment = of_kind("Deployment").unwrap();
+    assert_eq!(deployment["spec"]["replicas"], 3);
+    assert_eq!(deployment["spec"]["strategy"]["type"], "RollingUpdate");
+    let volumes = &deployment["spec"]["template"]["spec"]["volumes"];
+    assert!(
+        !volumes.to_string().contains("persistentVolumeClaim"),
+        "{volumes}"
+    );
+    let (accepted, said) = dry_run(cluster, &pod(deployment)).await;
+    assert!(accepted, "{said}");
+}
+
+/// The cluster, everything for one replica applied.
 async fn applied() -> &'static TestCluster {
     let cluster = TestCluster::shared().await.unwrap();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
+    apply(cluster, "kubernetes", &[]).await;
+    cluster
+}
+
+/// Applies what a folder of `deploy` has; nobody may have anything to say of it.
+async fn apply(cluster: &TestCluster, folder: &str, flags: &[&str]) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy")
+        .join(folder);
     let folder = folder.to_str().unwrap();
     let arguments = ["apply", "--server-side", "--validate=strict", "-k", folder];
-    let (accepted, said) = kubectl(cluster, &arguments, None).await;
+    let (accepted, said) = kubectl(cluster, &[&arguments, flags].concat(), None).await;
     assert!(accepted && !said.contains("Warning"), "{said}");
-    cluster
+    said
 }
 
 /// The pod that the Deployment's controller would make.

@@ -20,11 +20,14 @@ use tempfile::TempDir;
 
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
+const STORE: &str = "postgres://kube-authn:secret@postgres.example.com/kube_authn?sslmode=verify-full\n";
+
 /// Every configuration file that people are told to copy, with the layers it belongs with.
-const FILES: [&[&str]; 5] = [
+const FILES: [&[&str]; 6] = [
     &["deploy/app-config.yaml"],
     &["deploy/app-config.yaml", "deploy/app-config.gateway.yaml"],
     &["deploy/kubernetes/app-config.yaml"],
+    &["deploy/kubernetes-replicas/app-config.yaml"],
     &["examples/app-config.in-cluster.yaml"],
     &["examples/app-config.out-of-cluster.yaml"],
 ];
@@ -46,6 +49,7 @@ impl Machine {
             ("run/secrets/kube-authn/tls/tls.crt", &certificate),
             ("run/secrets/kube-authn/tls/tls.key", &key),
             ("run/secrets/kube-authn/encryption/key", KEY),
+            ("run/secrets/kube-authn/store/url", STORE),
         ] {
             let path = folder.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -112,7 +116,12 @@ fn configurations_that_we_ship_have_no_errors() {
         assert_eq!(machine.errors(&names), json!([]), "{layers:?}");
     }
     let known: BTreeSet<_> = FILES.concat().into_iter().map(|file| root().join(file)).collect();
-    for folder in ["deploy", "deploy/kubernetes", "examples"] {
+    for folder in [
+        "deploy",
+        "deploy/kubernetes",
+        "deploy/kubernetes-replicas",
+        "examples",
+    ] {
         for entry in fs::read_dir(root().join(folder)).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap();
