@@ -226,7 +226,7 @@ impl ClusterAccess {
             && credential.usable(self.0.clock.now())
         {
             sent = upstream
-                .send(outgoing.next(request, credential)?, outgoing.way, cut)
+                .send_again(outgoing.next(request, credential)?, outgoing.way, cut)
                 .await;
         }
         let mut response = sent.map_err(|failure| failure.into_error(cluster))?;

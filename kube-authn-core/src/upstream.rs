@@ -43,7 +43,7 @@ pub(crate) use failure::Failure;
 pub use way::Way;
 
 use connect::{Connector, Count};
-use http1::Http1Lane;
+use http1::{Http1Lane, Idle};
 use http2::{Http2Lane, Sent};
 use lease::Lease;
 use trust::Trust;
@@ -286,17 +286,37 @@ impl Upstream {
         way: Way,
         cut: Cut,
     ) -> Result<Response<ResponseBody>, Failure> {
+        self.send_over(Idle::Taken, request, way, cut).await
+    }
+
+    /// Sends a request once more, over no connection that was idle: what closed one of them may have closed them all.
+    pub(crate) async fn send_again(
+        &self,
+        request: Request<Body>,
+        way: Way,
+        cut: Cut,
+    ) -> Result<Response<ResponseBody>, Failure> {
+        self.send_over(Idle::Avoided, request, way, cut).await
+    }
+
+    async fn send_over(
+        &self,
+        idle: Idle,
+        request: Request<Body>,
+        way: Way,
+        cut: Cut,
+    ) -> Result<Response<ResponseBody>, Failure> {
         let transport = &*self.0;
         transport.connector.look();
         let answer = match way {
             // Cut off as well: a call that waits for a connection must not leave after the logout.
             Way::Short => {
-                let call = cut_off(&cut, transport.plain(request, way));
+                let call = cut_off(&cut, transport.plain(idle, request, way));
                 tokio::time::timeout(transport.head_timeout, call)
                     .await
                     .unwrap_or(Err(Failure::HeadTimeout(transport.head_timeout)))
             }
-            Way::Long => cut_off(&cut, transport.plain(request, way)).await,
+            Way::Long => cut_off(&cut, transport.plain(idle, request, way)).await,
             Way::Upgrade => cut_off(&cut, transport.upgrade(request, cut.clone())).await,
         };
         let (response, lease) = answer?;
@@ -317,7 +337,7 @@ impl Upstream {
 type Answer = Result<(Response<hyper::body::Incoming>, Lease), Failure>;
 
 impl Transport {
-    async fn plain(&self, request: Request<Body>, way: Way) -> Answer {
+    async fn plain(&self, idle: Idle, request: Request<Body>, way: Way) -> Answer {
         let request = match self.http2(way) {
             Some(lane) => match lane.send(request).await? {
                 Sent::Answer(response, slot) => return Ok((response, Lease::Http2(slot))),
@@ -325,7 +345,7 @@ impl Transport {
             },
             None => request,
         };
-        let (response, loan) = self.http1.send(request).await?;
+        let (response, loan) = self.http1.send(idle, request).await?;
         Ok((response, Lease::Http1(loan)))
     }
 

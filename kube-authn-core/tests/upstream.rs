@@ -8,7 +8,7 @@ mod support;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -400,6 +400,34 @@ async fn idle_connection_that_was_closed_costs_a_read_no_error() {
         let address = server.stop().await;
         let _server = Server::start_at(address, tls, echo_identity).await;
 
+        access.send(&request, get("/")).await.expect("an answer");
+    }
+}
+
+#[tokio::test]
+async fn read_survives_although_all_idle_connections_break_under_it() {
+    const OPEN: usize = 4;
+    let ca = Ca::new();
+    let (all, broken) = (Arc::new(Barrier::new(OPEN)), Arc::new(AtomicBool::new(false)));
+    let breaks = broken.clone();
+    let server = Server::start(ca.server(&[H1]), move |_, peer| {
+        let (all, breaks) = (all.clone(), breaks.clone());
+        async move {
+            if !breaks.load(Ordering::SeqCst) {
+                all.wait().await;
+            } else if peer.connection < OPEN {
+                return Err(Broken);
+            }
+            Ok(text("{}"))
+        }
+    })
+    .await;
+    let (access, request) = one(cluster("a", &server, &ca), Lane::Http1);
+    at_once(&access, &request, "/", OPEN).await;
+    assert_eq!(server.accepted(), OPEN);
+
+    broken.store(true, Ordering::SeqCst);
+    for _ in 0..OPEN {
         access.send(&request, get("/")).await.expect("an answer");
     }
 }

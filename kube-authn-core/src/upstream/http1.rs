@@ -31,11 +31,18 @@ pub(crate) struct Http1Lane(Arc<Inner>);
 
 struct Inner {
     connector: Arc<Connector>,
-    idle: Mutex<Idle>,
+    idle: Mutex<IdleConnections>,
+}
+
+/// Whether a request goes over a connection that was idle, if there is one.
+#[derive(Clone, Copy)]
+pub(crate) enum Idle {
+    Taken,
+    Avoided,
 }
 
 #[derive(Default)]
-struct Idle {
+struct IdleConnections {
     /// The one used last comes last and is used next, so that the others grow old.
     connections: Vec<Connection>,
     /// Whether somebody will come and close the old ones.
@@ -72,11 +79,16 @@ impl Http1Lane {
     /// Sends on an idle connection or a new one. What a closed connection hands back unsent goes out on another.
     pub(crate) async fn send(
         &self,
+        idle: Idle,
         mut request: Request<Body>,
     ) -> Result<(Response<Incoming>, Loan), Failure> {
         origin_form(&mut request);
         loop {
-            let mut loan = match self.reuse() {
+            let idle = match idle {
+                Idle::Taken => self.reuse(),
+                Idle::Avoided => None,
+            };
+            let mut loan = match idle {
                 Some(loan) => loan,
                 None => self.lend(self.0.connector.connect(Offer::Http1).await?).await?,
             };
@@ -201,7 +213,7 @@ impl Http1Lane {
         });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Idle> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, IdleConnections> {
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
