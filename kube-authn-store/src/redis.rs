@@ -1,6 +1,7 @@
 //! Logins in Redis or Valkey.
 
 mod advice;
+mod connection;
 mod error;
 mod events;
 mod link;
@@ -21,8 +22,9 @@ use tokio::sync::OnceCell;
 
 pub use self::url::RedisOptions;
 use self::{
+    connection::Request,
     error::Failure,
-    link::{Link, Request},
+    link::Link,
     primary::Place,
     row::{FIELDS, Keys, METADATA_FIELDS, Values},
 };
@@ -66,40 +68,30 @@ pub struct RedisTokenStore(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     link: Link,
-    keys: Keys,
-    checked: OnceCell<()>,
+    advised: OnceCell<()>,
 }
 
 impl Inner {
     async fn call<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T> {
         let answer = async {
-            self.checked().await?;
+            self.reached().await?;
             self.link.asked(request).await
         };
         answer.await.map_err(|failure| failure.at(self.link.place()))
     }
 
-    /// Checks once what is there, if that could not be done before.
-    async fn checked(&self) -> Result<(), Failure> {
-        if !self.checked.initialized() {
+    /// Warns of a Redis that forgets, once it can be reached.
+    async fn reached(&self) -> Result<(), Failure> {
+        if !self.advised.initialized() {
             // While Redis is down, callers wait for one attempt together, and not for each other.
             self.link.connection().await?;
+            self.advised.get_or_init(|| advice::warn(&self.link)).await;
         }
-        self.checked.get_or_try_init(|| self.check()).await.copied()
+        Ok(())
     }
 
-    /// Notes the layout, or refuses a newer one: its rows may mean something else. Also sees whether the user may write,
-    /// and may tell, which a script would otherwise find out half way.
-    async fn check(&self) -> Result<(), Failure> {
-        let mut check = OPEN.prepare_invoke();
-        check.key(&self.keys.layout).arg(&self.keys.events).arg(LAYOUT);
-        let version: String = self.link.asked(Request::WriteScript(&check)).await?;
-        match version.parse::<u32>() {
-            Ok(version) if version <= LAYOUT => {}
-            _ => return Err(Failure::Layout),
-        }
-        advice::warn(&self.link).await;
-        Ok(())
+    fn keys(&self) -> &Keys {
+        &self.link.place().keys
     }
 }
 
@@ -127,13 +119,11 @@ impl RedisTokenStore {
                  use rediss",
             );
         }
-        let keys = Keys::new(&options.prefix);
         let store = Self(Arc::new(Inner {
             link: Link::new(Place::new(options)?),
-            keys,
-            checked: OnceCell::new(),
+            advised: OnceCell::new(),
         }));
-        match store.0.checked().await {
+        match store.0.reached().await {
             Ok(()) => {}
             Err(failure) if failure.is_configuration() => {
                 return Err(failure.opening(store.0.link.place()));
@@ -156,7 +146,7 @@ impl RedisTokenStore {
 
     /// Rows of a range of the index, as they are.
     async fn rows(&self, range: [&[u8]; 2], limit: i64, fields: usize) -> Result<Vec<(Vec<u8>, Values)>> {
-        let keys = &self.0.keys;
+        let keys = self.0.keys();
         let mut read = READ.prepare_invoke();
         read.key(&keys.members)
             .arg(&keys.rows)
@@ -171,14 +161,14 @@ impl RedisTokenStore {
 #[async_trait]
 impl TokenStore for RedisTokenStore {
     async fn load(&self, key: &TokenKey) -> Result<Option<TokenRecord>> {
-        let keys = &self.0.keys;
+        let keys = self.0.keys();
         let mut read = Cmd::new();
         read.arg("HMGET").arg(keys.row(&row::member(key))).arg(&FIELDS);
         row::record(self.0.call(Request::Read(&read)).await?)
     }
 
     async fn save(&self, key: &TokenKey, record: &TokenRecord, expected: Expected) -> Result<()> {
-        let keys = &self.0.keys;
+        let keys = self.0.keys();
         let member = row::member(key);
         let mut save = SAVE.prepare_invoke();
         save.key(keys.row(&member))
@@ -202,7 +192,7 @@ impl TokenStore for RedisTokenStore {
     }
 
     async fn delete(&self, key: &TokenKey) -> Result<bool> {
-        let keys = &self.0.keys;
+        let keys = self.0.keys();
         let member = row::member(key);
         let mut delete = DELETE.prepare_invoke();
         delete
@@ -226,7 +216,7 @@ impl TokenStore for RedisTokenStore {
     }
 
     async fn purge(&self, ended_before: Timestamp, limit: u32) -> Result<u32> {
-        let keys = &self.0.keys;
+        let keys = self.0.keys();
         let mut purged = 0;
         while purged < limit {
             let page = PAGE.min(limit - purged);
@@ -284,14 +274,11 @@ fn scanned(member: &[u8], values: Values) -> Option<(TokenKey, TokenRecord)> {
     }
 }
 
-static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/open.lua")));
 static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/read.lua")));
 static SAVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/save.lua")));
 static DELETE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/delete.lua")));
 static PURGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("redis/purge.lua")));
 
-/// The version of the layout that this program writes, and the newest that it reads.
-const LAYOUT: u32 = 1;
 /// Rows that one script reads or deletes: Redis serves nobody else meanwhile, and this many take it a few milliseconds.
 const PAGE: u32 = 500;
 /// Redis's word for a limit that there is none of.

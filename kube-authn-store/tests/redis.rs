@@ -5,7 +5,10 @@
 mod support;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -17,6 +20,7 @@ use kube_authn_core::{
 use kube_authn_store::{CachingTokenStore, KeyRing, RedisOptions, RedisTokenStore};
 use kube_authn_test_servers::{COMMANDS, Cluster, Redis, Sentinels, Signal};
 use support::{CANARY, id_token_of, key, key_of, keys, login_of};
+use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
 async fn moved_or_swapped_fields_never_give_somebody_elses_token() {
@@ -333,6 +337,160 @@ async fn demoted_primary_that_lives_on_gets_no_more_writes_of_ours() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn primary_that_is_demoted_in_place_is_never_read_again_until_it_is_one() {
+    let redis = Redis::start();
+    let store = open(&redis.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+    let row = store.load(&key("alice")).await.expect("loaded").expect("a row");
+    let mut next = row.clone();
+    next.revision.number += 1;
+    let mut events = store.events().await.expect("events");
+
+    demote(&redis);
+    let refused = [
+        store.load(&key("alice")).await.map(drop),
+        store.load(&key("nobody")).await.map(drop),
+        store.list(&key("alice").principal).await.map(drop),
+        store.scan(None, 10).await.map(drop),
+        store.save(&key("alice"), &row, Expected::Absent).await,
+        store.save(&key("alice"), &next, Expected::At(row.revision)).await,
+        store.delete(&key("alice")).await.map(drop),
+        store.delete(&key("nobody")).await.map(drop),
+        store.purge(support::end(), 10).await.map(drop),
+        store.events().await.map(drop),
+    ];
+    let started = open(&redis.url()).await.load(&key("alice")).await;
+    ends(&mut events).await;
+
+    for refused in refused.into_iter().chain([started.map(drop)]) {
+        is_a_replica(&refused.expect_err("it is a replica"));
+    }
+    redis.run(&["REPLICAOF", "NO", "ONE"]);
+    let (took, back) = until_it_works(async || store.load(&key("alice")).await).await;
+    assert_eq!(back, Some(row));
+    assert!(took < RETURN, "the first success took {took:?}");
+    let (_, mut events) = until_it_works(async || store.events().await).await;
+    hears_of_a_logout(&store, &mut events).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replica_that_takes_writes_is_never_written_to() {
+    let redis = Redis::start();
+    let store = open(&redis.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+
+    redis.run(&["CONFIG", "SET", "replica-read-only", "no"]);
+    demote(&redis);
+    let saved = vault.log_in(&key("alice"), login_of("alice")).await;
+
+    is_a_replica(&saved.expect_err("nobody would keep it"));
+    is_a_replica(&store.load(&key("alice")).await.expect_err("it is a replica"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cache_never_serves_on_beside_a_demoted_primary() {
+    let redis = Redis::start();
+    let vault = vault(&redis, &keys()).await;
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+    let cache = CachingTokenStore::new(open(&redis.url()).await);
+    cache.load(&key("alice")).await.expect("loaded");
+    let mut events = cache.events().await.expect("subscribed");
+    cache.load(&key("alice")).await.expect("loaded");
+
+    // Nothing is asked of Redis after this: the subscription has to find it out.
+    demote(&redis);
+    ends(&mut events).await;
+
+    let begin = Instant::now();
+    while cache.load(&key("alice")).await.is_ok() {
+        assert!(begin.elapsed() < PATIENCE, "the cache serves on");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn address_that_leads_to_a_replica_after_a_reconnect_is_never_read() {
+    let (primary, replica) = (Redis::start(), Redis::start());
+    replica.run(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
+    let address = Crossing::new(&primary).await;
+    let store = open(&address.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+    // Once it follows, which it may not have done when alice logged in.
+    until(|| replica.run(&["EXISTS", "{kube-authn}:logins"]) == "1").await;
+    // The logout never gets there.
+    demote(&replica);
+    vault.log_out(&key("alice")).await.expect("deleted");
+
+    address.lead_to(&replica);
+    primary.run(&["CLIENT", "KILL", "TYPE", "normal"]);
+    let error = store.load(&key("alice")).await.expect_err("it is a replica");
+
+    is_a_replica(&error);
+    address.lead_to(&primary);
+    let (took, row) = until_it_works(async || store.load(&key("alice")).await).await;
+    assert_eq!(row, None);
+    assert!(took < RETURN, "the first success took {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscription_never_stays_with_a_server_that_the_address_left() {
+    let (former, now) = (Redis::start(), Redis::start());
+    let address = Crossing::new(&former).await;
+    let store = open(&address.url()).await;
+    let mut events = store.events().await.expect("events");
+
+    // The subscription's connection lives on, and the former server believes to be a primary.
+    address.lead_to(&now);
+    former.run(&["CLIENT", "KILL", "TYPE", "normal"]);
+
+    ends(&mut events).await;
+    let (_, mut events) = until_it_works(async || store.events().await).await;
+    hears_of_a_logout(&open(&now.url()).await, &mut events).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_that_may_not_write_is_still_read_over_a_new_connection() {
+    let redis = Redis::start();
+    let store = open(&redis.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    vault
+        .log_in(&key("alice"), login_of("alice"))
+        .await
+        .expect("stored");
+    for (setting, before, hint) in [
+        ("maxmemory", "0", "raise maxmemory"),
+        ("min-replicas-to-write", "0", "min-replicas-to-write"),
+    ] {
+        redis.run(&["CONFIG", "SET", setting, "1"]);
+        redis.run(&["CLIENT", "KILL", "TYPE", "normal"]);
+
+        let loaded = id_token(&vault, &key("alice")).await;
+        let saved = vault.log_in(&key("bob"), login_of("bob")).await;
+
+        assert_eq!(loaded, Some(id_token_of("alice")), "{setting}");
+        let error = saved.expect_err(setting);
+        is_told_to_try_again(&error);
+        assert!(error.to_string().contains(hint), "{error}");
+        redis.run(&["CONFIG", "SET", setting, before]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn failover_of_a_cluster_needs_no_restart_of_ours() {
     let mut cluster = Cluster::start();
     let store = open(&cluster.url()).await;
@@ -549,6 +707,20 @@ async fn store_of_a_newer_program_is_refused() {
 }
 
 #[tokio::test]
+async fn layout_of_a_newer_program_is_seen_by_every_new_connection() {
+    let redis = Redis::start();
+    let store = open(&redis.url()).await;
+    assert_eq!(store.load(&key("alice")).await.expect("loaded"), None);
+
+    redis.run(&["SET", "{kube-authn}:layout", "2"]);
+    redis.run(&["CLIENT", "KILL", "TYPE", "normal"]);
+    let error = store.load(&key("alice")).await.expect_err("refused");
+
+    assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+    assert!(error.to_string().contains("upgrade"), "{error}");
+}
+
+#[tokio::test]
 async fn server_is_trusted_by_its_certificate_alone() {
     let (ca, certificate, private_key) = certificate();
     let (stranger, ..) = self::certificate();
@@ -621,6 +793,70 @@ impl Admin {
             words.extend([field.as_bytes(), value]);
         }
         self.ask::<()>(&words).await;
+    }
+}
+
+/// An address that leads to one server now and to another one later, as a name or a balancer does.
+struct Crossing {
+    port: u16,
+    target: Arc<AtomicU16>,
+}
+
+impl Crossing {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the doors are those of the crates, not of what tests them"
+    )]
+    async fn new(redis: &Redis) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let target = Arc::new(AtomicU16::new(redis.port()));
+        let leads_to = Arc::clone(&target);
+        tokio::spawn(async move {
+            while let Ok((mut from, _)) = listener.accept().await {
+                let to = leads_to.load(Ordering::SeqCst);
+                tokio::spawn(async move {
+                    let mut to = TcpStream::connect(("127.0.0.1", to)).await?;
+                    tokio::io::copy_bidirectional(&mut from, &mut to).await
+                });
+            }
+        });
+        Self { port, target }
+    }
+
+    /// Connections that are there stay where they are.
+    fn lead_to(&self, redis: &Redis) {
+        self.target.store(redis.port(), Ordering::SeqCst);
+    }
+
+    fn url(&self) -> String {
+        format!(
+            "redis://{}:{}@127.0.0.1:{}/",
+            Redis::USER,
+            Redis::PASSWORD,
+            self.port
+        )
+    }
+}
+
+/// Makes a replica of it that never hears of its primary, and serves what it has to whoever asks.
+fn demote(redis: &Redis) {
+    redis.run(&["REPLICAOF", "127.0.0.1", "1"]);
+    assert_eq!(redis.run(&["EXISTS", "{kube-authn}:logins"]), "1");
+}
+
+#[track_caller]
+fn is_a_replica(error: &Error) {
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    assert!(error.to_string().contains("is a replica"), "{error}");
+    is_told_to_try_again(error);
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < PATIENCE, "it never came to that");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -2,10 +2,7 @@
 
 use ::redis::Cmd;
 
-use super::{
-    error::Failure,
-    link::{Link, Request},
-};
+use super::{connection::Request, error::Failure, link::Link};
 
 /// Says what of Redis's configuration may lose logins, as far as our user may see it.
 pub(super) async fn warn(link: &Link) {

@@ -25,6 +25,7 @@ pub(super) enum Failure {
     Answer,
     #[error("{0} knows no primary")]
     NoPrimary(Address),
+    /// Said before the request was looked at: what a replica answers may be old, and what it writes is nobody's.
     #[error("{0} is not the primary")]
     NotPrimary(Address),
     #[error("the store was closed")]
@@ -54,7 +55,8 @@ impl From<RedisError> for Failure {
 impl Failure {
     /// Whether Redis said that it did nothing, and another node may do it.
     pub(super) fn is_elsewhere(&self) -> bool {
-        matches!(self.code(), Some("MOVED" | "ASK" | "READONLY" | "MASTERDOWN"))
+        matches!(self, Self::NotPrimary(_))
+            || matches!(self.code(), Some("MOVED" | "ASK" | "READONLY" | "MASTERDOWN"))
     }
 
     /// Whether the connection is of no more use.
@@ -100,10 +102,11 @@ impl Failure {
                 ErrorKind::Unavailable,
                 "can't be trusted: look at Redis's certificate and at kubeAuthn.store.caFile",
             ),
-            Self::NoPrimary(_) | Self::NotPrimary(_) => (
+            Self::NoPrimary(_) => (
                 ErrorKind::Unavailable,
                 "has no primary at the moment: wait for the failover, or look at the service name",
             ),
+            Self::NotPrimary(_) => (ErrorKind::Unavailable, REPLICA),
             Self::Layout => (ErrorKind::ConfigInvalid, NEWER),
             Self::Closed => (ErrorKind::Unavailable, "was closed: open it again"),
             Self::Answer => (ErrorKind::Unavailable, "gave an answer that is none of Redis's"),
@@ -134,7 +137,7 @@ impl Failure {
 fn refusal(code: &str) -> &'static str {
     match code {
         "LOADING" => "is loading its data: try again",
-        "READONLY" | "MASTERDOWN" => "is a replica: wait for the failover, or name the primary",
+        "READONLY" | "MASTERDOWN" => REPLICA,
         "CLUSTERDOWN" => "has no majority of its nodes: wait, or look at the cluster",
         "MOVED" | "ASK" | "TRYAGAIN" => "is moving its slots: try again",
         "OOM" => "is full, nothing was written: raise maxmemory",
@@ -147,6 +150,7 @@ fn refusal(code: &str) -> &'static str {
     }
 }
 
+const REPLICA: &str = "is a replica: wait for the failover, or name the primary";
 const NEWER: &str =
     "was written by a newer program: upgrade this one, or choose another prefix in kubeAuthn.store.url";
 pub(super) const DAMAGED: &str = "a row of the store is not as it was written: it was changed outside";

@@ -1,29 +1,32 @@
 //! Hears of changes for a subscriber.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use ::redis::{
-    Msg,
+    Cmd, Msg, Value,
     aio::{PubSubSink, PubSubStream},
 };
 use futures_util::StreamExt;
 use kube_authn_core::{Error, LoginEvent, LoginEvents, Result, Revision};
 use tokio::{
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval},
 };
 
 use super::{
     Inner,
+    connection::{ConnectionId, Request},
     error::Failure,
-    primary::CONNECT_TIMEOUT,
+    primary::in_time,
     row::{self, Wrong},
-    url::Address,
 };
 
 /// A subscription from now on, over a connection of its own. It always reads: what the subscriber has no room for is
 /// dropped, and a gap tells so, since a reader that waits would make Redis keep the messages in its memory.
-pub(super) async fn subscribe(store: &Inner) -> Result<LoginEvents> {
+pub(super) async fn subscribe(store: &Arc<Inner>) -> Result<LoginEvents> {
     let subscription = Subscription::new(store)
         .await
         .map_err(|failure| failure.at(store.link.place()))?;
@@ -35,29 +38,34 @@ pub(super) async fn subscribe(store: &Inner) -> Result<LoginEvents> {
 struct Subscription {
     sink: PubSubSink,
     messages: PubSubStream,
-    at: Address,
-    primary: watch::Receiver<Option<Address>>,
+    /// Subscriptions keep no store open.
+    store: Weak<Inner>,
+    /// The connection of commands whose server this one was made to.
+    beside: ConnectionId,
+    latest: watch::Receiver<Option<ConnectionId>>,
 }
 
 impl Subscription {
-    async fn new(store: &Inner) -> Result<Self, Failure> {
-        store.checked().await?;
-        let primary = store.link.primary();
-        // The primary that commands go to now, found anew if need be.
-        let at = store.link.connection().await?.address;
-        let (mut sink, messages) = store.link.place().subscriber(&at).await?.split();
-        let subscribed = timeout(CONNECT_TIMEOUT, sink.subscribe(&store.keys.events)).await;
-        subscribed.map_err(|_| Failure::Timeout(CONNECT_TIMEOUT))??;
+    async fn new(store: &Arc<Inner>) -> Result<Self, Failure> {
+        store.reached().await?;
+        let latest = store.link.latest();
+        let connection = store.link.connection().await?;
+        let subscriber = store.link.place().subscriber(&connection.address).await?;
+        let (mut sink, messages) = subscriber.split();
+        in_time(async { Ok(sink.subscribe(&store.keys().events).await?) }).await?;
+        store.ask_primary().await?;
         Ok(Self {
             sink,
             messages,
-            at,
-            primary,
+            store: Arc::downgrade(store),
+            beside: connection.id(),
+            latest,
         })
     }
 
-    /// Returns when the subscription is of no more use: broken, silent, or at a server that is the primary no more. The
-    /// subscriber's ends with it: who does not hear what happens must not go on as if nothing did.
+    /// Returns when the subscription is of no more use: broken, silent, or maybe not at the server that commands go to,
+    /// which is no more the primary, or which a new connection reached. The subscriber's ends with it: who does not hear
+    /// what happens must not go on as if nothing did.
     async fn forward(mut self, mut subscriber: Subscriber) {
         let mut ticks = interval(PING_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -69,20 +77,37 @@ impl Subscription {
                 },
                 _ = ticks.tick() => {
                     subscriber.tell_gap();
-                    let answer = timeout(CONNECT_TIMEOUT, self.sink.ping::<::redis::Value>()).await;
-                    if !matches!(answer, Ok(Ok(_))) {
+                    if self.prove().await.is_err() {
                         return;
                     }
                 }
-                moved = self.primary.changed() => {
-                    let is_here = moved.is_ok() && self.primary.borrow().as_ref() == Some(&self.at);
-                    if !is_here {
+                moved = self.latest.changed() => {
+                    let is_beside = moved.is_ok() && self.latest.borrow().as_ref() == Some(&self.beside);
+                    if !is_beside {
                         return;
                     }
                 }
                 () = subscriber.sender.closed() => return,
             }
         }
+    }
+
+    /// Whether the subscription still has an answer, and commands a primary.
+    async fn prove(&mut self) -> Result<(), Failure> {
+        let store = self.store.upgrade().ok_or(Failure::Closed)?;
+        let ping = async { Ok(self.sink.ping::<Value>().await?) };
+        in_time(async { tokio::try_join!(ping, store.ask_primary()) }).await?;
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Any question will do: the primary alone answers it.
+    async fn ask_primary(&self) -> Result<(), Failure> {
+        let mut question = Cmd::new();
+        question.arg("GET").arg(&self.keys().layout);
+        self.link.asked::<Value>(Request::Read(&question)).await?;
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use ::redis::{Cmd, FromRedisValue, RedisResult, ScriptInvocation, aio::MultiplexedConnection};
+use ::redis::FromRedisValue;
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
@@ -13,9 +13,9 @@ use futures_util::{
 use tokio::{sync::watch, time::timeout};
 
 use super::{
+    connection::{Connection, ConnectionId, Request},
     error::Failure,
-    primary::{Connection, Place},
-    url::Address,
+    primary::Place,
 };
 
 /// Commands of all callers share one connection. If it is lost, the next caller looks for the primary, and all callers
@@ -24,8 +24,8 @@ use super::{
 pub(super) struct Link {
     place: Arc<Place>,
     current: Mutex<State>,
-    /// Where the primary was last seen: subscriptions follow it.
-    primary: watch::Sender<Option<Address>>,
+    /// The last connection there was: subscriptions follow it.
+    latest: watch::Sender<Option<ConnectionId>>,
 }
 
 #[derive(Debug)]
@@ -37,23 +37,12 @@ enum State {
 /// An attempt that is under way, or what became of it.
 type Attempt = Shared<BoxFuture<'static, Result<Connection, Failure>>>;
 
-/// What is sent.
-#[derive(Clone, Copy)]
-pub(super) enum Request<'a> {
-    /// Changes nothing: it is sent again if it is unknown what became of it.
-    Read(&'a Cmd),
-    /// As [`Request::Read`].
-    ReadScript(&'a ScriptInvocation<'a>),
-    /// Is sent again only if Redis said that it did nothing.
-    WriteScript(&'a ScriptInvocation<'a>),
-}
-
 impl Link {
     pub(super) fn new(place: Place) -> Self {
         Self {
             place: Arc::new(place),
             current: Mutex::new(State::Open(None)),
-            primary: watch::Sender::new(None),
+            latest: watch::Sender::new(None),
         }
     }
 
@@ -61,8 +50,8 @@ impl Link {
         &self.place
     }
 
-    pub(super) fn primary(&self) -> watch::Receiver<Option<Address>> {
-        self.primary.subscribe()
+    pub(super) fn latest(&self) -> watch::Receiver<Option<ConnectionId>> {
+        self.latest.subscribe()
     }
 
     /// Closes the connection; every call after that fails.
@@ -82,10 +71,9 @@ impl Link {
 
     async fn once<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T, Failure> {
         let connection = self.connection().await?;
-        let answer = request.send(connection.commands.clone());
-        let failure = match timeout(ANSWER_TIMEOUT, answer).await {
+        let failure = match timeout(ANSWER_TIMEOUT, connection.asked(request)).await {
             Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => Failure::from(error),
+            Ok(Err(failure)) => failure,
             Err(_) => Failure::Timeout(ANSWER_TIMEOUT),
         };
         if failure.ends_connection() {
@@ -109,10 +97,11 @@ impl Link {
             current.insert(attempt).clone()
         };
         let connection = attempt.await?;
-        self.primary.send_if_modified(|primary| {
-            let moved = primary.as_ref() != Some(&connection.address);
-            *primary = Some(connection.address.clone());
-            moved
+        let id = Some(connection.id());
+        self.latest.send_if_modified(|latest| {
+            let is_new = *latest != id;
+            *latest = id;
+            is_new
         });
         Ok(connection)
     }
@@ -136,29 +125,13 @@ impl Link {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let State::Open(attempt) = &mut *current {
             let is_current = attempt.as_ref().and_then(Shared::peek);
-            if is_current
-                .is_some_and(|current| current.as_ref().is_ok_and(|current| current.is_same(connection)))
-            {
+            if is_current.is_some_and(|current| {
+                current
+                    .as_ref()
+                    .is_ok_and(|current| current.id() == connection.id())
+            }) {
                 *attempt = None;
             }
-        }
-    }
-}
-
-impl Request<'_> {
-    async fn send<T: FromRedisValue>(self, mut connection: MultiplexedConnection) -> RedisResult<T> {
-        match self {
-            Self::Read(command) => command.query_async(&mut connection).await,
-            Self::ReadScript(script) | Self::WriteScript(script) => {
-                script.invoke_async(&mut connection).await
-            }
-        }
-    }
-
-    fn may_be_repeated_after(self, failure: &Failure) -> bool {
-        match self {
-            Self::Read(_) | Self::ReadScript(_) => failure.is_elsewhere() || failure.is_broken(),
-            Self::WriteScript(_) => failure.is_elsewhere(),
         }
     }
 }

@@ -1,9 +1,13 @@
 //! Where the primary is, and a connection to it.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use ::redis::{
-    AsyncConnectionConfig, Cmd, FromRedisValue, ProtocolVersion, RedisConnectionInfo, Value,
+    AsyncConnectionConfig, Cmd, FromRedisValue, ProtocolVersion, RedisConnectionInfo, Script, Value,
     aio::{MultiplexedConnection, PubSub},
 };
 use futures_util::future::select_ok;
@@ -16,12 +20,12 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    task::AbortHandle,
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
 
 use super::{
+    connection::{Connection, Request, is_primary},
     error::Failure,
     row::Keys,
     url::{Address, Login, Mode, RedisOptions},
@@ -31,41 +35,8 @@ use super::{
 pub(super) struct Place {
     options: RedisOptions,
     tls: Option<TlsConnector>,
-    /// A key of the store; all of them are in the slot of this one.
-    any_key: String,
-}
-
-/// A connection to the primary. Clones share it; it is closed with the last of them.
-#[derive(Clone)]
-pub(super) struct Connection {
-    pub(super) commands: MultiplexedConnection,
-    pub(super) address: Address,
-    driver: Arc<Driver>,
-}
-
-struct Driver(AbortHandle);
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Connection {
-    /// Whether the other side has closed it, so that nothing can have been sent over it any more.
-    pub(super) fn is_closed(&self) -> bool {
-        self.driver.0.is_finished()
-    }
-
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.driver, &other.driver)
-    }
-}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Connection").field(&self.address).finish()
-    }
+    /// Of the store; all of them are in one slot.
+    pub(super) keys: Keys,
 }
 
 impl Place {
@@ -74,22 +45,32 @@ impl Place {
             true => Some(TlsConnector::from(Arc::new(tls(&options)?))),
             false => None,
         };
-        let any_key = Keys::new(&options.prefix).layout;
-        Ok(Self {
-            options,
-            tls,
-            any_key,
-        })
+        let keys = Keys::new(&options.prefix);
+        Ok(Self { options, tls, keys })
     }
 
     /// Finds the primary and connects to it. Sentinels and nodes are asked all at once, and the first whose answer leads
-    /// to a primary is believed: one that is down or wrong makes nobody wait.
+    /// to a primary is believed: one that is down or wrong makes nobody wait. What is there is looked at each time: an
+    /// address may lead elsewhere than it did before.
     pub(super) async fn connect(&self) -> Result<Connection, Failure> {
         let asked = self.options.hosts.iter().map(|host| Box::pin(self.via(host)));
         let (connection, _) = timeout(FIND_TIMEOUT, select_ok(asked))
             .await
             .map_err(|_| Failure::Timeout(FIND_TIMEOUT))??;
+        self.check(&connection).await?;
         Ok(connection)
+    }
+
+    /// Notes the layout, or refuses a newer one: its rows may mean something else. Also sees whether this is the primary,
+    /// and whether the user may write and tell, which a script would otherwise find out half way.
+    async fn check(&self, connection: &Connection) -> Result<(), Failure> {
+        let mut open = OPEN.prepare_invoke();
+        open.key(&self.keys.layout).arg(&self.keys.events).arg(LAYOUT);
+        let version: String = in_time(connection.asked(Request::WriteScript(&open))).await?;
+        match version.parse::<u32>() {
+            Ok(version) if version <= LAYOUT => Ok(()),
+            _ => Err(Failure::Layout),
+        }
     }
 
     /// The primary by way of this host.
@@ -103,13 +84,11 @@ impl Place {
 
     /// A connection for subscriptions alone, to the same server as this one.
     pub(super) async fn subscriber(&self, address: &Address) -> Result<PubSub, Failure> {
-        let connected = async {
+        in_time(async {
             let stream = self.stream(address).await?;
-            let connection = PubSub::new(&self.settings(), stream).await;
-            connection.map_err(Failure::from)
-        };
-        let connected = timeout(CONNECT_TIMEOUT, connected).await;
-        connected.map_err(|_| Failure::Timeout(CONNECT_TIMEOUT))?
+            Ok(PubSub::new(&self.settings(), stream).await?)
+        })
+        .await
     }
 
     /// <https://redis.io/docs/latest/develop/reference/sentinel-clients/>: ask a sentinel, connect, ask for the role.
@@ -127,9 +106,9 @@ impl Place {
         let primary = self.of_ours(&Address { host, port }).await?;
         let mut question = Cmd::new();
         question.arg("ROLE");
-        match ask::<Vec<Value>>(&primary, &question).await?.first() {
-            Some(Value::BulkString(role)) if role == b"master" => Ok(primary),
-            _ => Err(Failure::NotPrimary(primary.address)),
+        match is_primary(&ask::<Vec<Value>>(&primary, &question).await?) {
+            true => Ok(primary),
+            false => Err(Failure::NotPrimary(primary.address)),
         }
     }
 
@@ -137,7 +116,7 @@ impl Place {
     async fn mapped_by(&self, node: &Address) -> Result<Connection, Failure> {
         let asked = self.of_ours(node).await?;
         let mut question = Cmd::new();
-        question.arg("CLUSTER").arg("KEYSLOT").arg(&self.any_key);
+        question.arg("CLUSTER").arg("KEYSLOT").arg(&self.keys.layout);
         let slot: u16 = ask(&asked, &question).await?;
         let mut question = Cmd::new();
         question.arg("CLUSTER").arg("SLOTS");
@@ -157,20 +136,14 @@ impl Place {
     }
 
     async fn open(&self, address: &Address, settings: &RedisConnectionInfo) -> Result<Connection, Failure> {
-        let connected = async {
+        in_time(async {
             let stream = self.stream(address).await?;
             // The time limit is the caller's: with one here, an answer that comes late would be nobody's.
             let config = AsyncConnectionConfig::new().set_response_timeout(None);
-            let connection = MultiplexedConnection::new_with_config(settings, stream, config).await;
-            connection.map_err(Failure::from)
-        };
-        let connected = timeout(CONNECT_TIMEOUT, connected).await;
-        let (commands, driver) = connected.map_err(|_| Failure::Timeout(CONNECT_TIMEOUT))??;
-        Ok(Connection {
-            commands,
-            address: address.clone(),
-            driver: Arc::new(Driver(tokio::spawn(driver).abort_handle())),
+            let (commands, driver) = MultiplexedConnection::new_with_config(settings, stream, config).await?;
+            Ok(Connection::new(commands, driver, address.clone()))
         })
+        .await
     }
 
     #[allow(clippy::disallowed_methods, reason = "the store opens its own connections")]
@@ -247,8 +220,13 @@ fn settings(login: &Login, database: i64) -> RedisConnectionInfo {
 
 async fn ask<T: FromRedisValue>(connection: &Connection, question: &Cmd) -> Result<T, Failure> {
     let mut commands = connection.commands.clone();
-    let answer = timeout(CONNECT_TIMEOUT, question.query_async(&mut commands)).await;
-    Ok(answer.map_err(|_| Failure::Timeout(CONNECT_TIMEOUT))??)
+    in_time(async { Ok(question.query_async(&mut commands).await?) }).await
+}
+
+/// Within what a server that is there needs.
+pub(super) async fn in_time<T>(step: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let done = timeout(CONNECT_TIMEOUT, step).await;
+    done.unwrap_or(Err(Failure::Timeout(CONNECT_TIMEOUT)))
 }
 
 /// The primary of one range of `CLUSTER SLOTS`, if it has this slot. A node that does not know its own name leaves it out.
@@ -272,9 +250,13 @@ fn owner(range: &[Value], slot: u16, asked: &Address) -> Option<Address> {
     })
 }
 
+static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("open.lua")));
+
+/// The version of the layout that this program writes, and the newest that it reads.
+const LAYOUT: u32 = 1;
 /// A server that is there answers in milliseconds, TLS and password included. With this, a primary that vanished without
 /// a word costs callers a second before the next one is looked for.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// For a question to sentinels or nodes, a connection to whom they name, and its own word.
 const FIND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Below the minutes after which firewalls forget a silent connection.
