@@ -22,7 +22,7 @@ use kube::{
     api::{AttachParams, LogParams, WatchParams},
 };
 use kube_authn_e2e::{Caller, Serve, Served};
-use kube_authn_test_servers::Postgres;
+use kube_authn_test_servers::{Postgres, Redis};
 use serde_json::{Value, json};
 use support::{
     EXPIRED_LOGIN, NO_LOGIN, OPENPORTAL, eventually,
@@ -222,6 +222,13 @@ async fn logout_at_one_replica_is_the_others_too_over_postgres() {
     let server = Postgres::start();
 
     end_of_a_login_is_everybody_s(json!({ "type": "postgres", "url": server.database() })).await;
+}
+
+#[tokio::test]
+async fn logout_at_one_replica_is_the_others_too_over_redis() {
+    let server = Redis::start();
+
+    end_of_a_login_is_everybody_s(json!({ "type": "redis", "url": server.url() })).await;
 }
 
 #[tokio::test]
