@@ -41,10 +41,8 @@ impl From<RedisError> for Failure {
             RedisKind::AuthenticationFailed => Self::Refused("WRONGPASS".to_owned()),
             RedisKind::Parse | RedisKind::UnexpectedReturnType => Self::Answer,
             _ => match error.code() {
-                // Redis before 7.2 has no code for what a script may not.
-                Some("ERR") if error.detail().is_some_and(|detail| detail.contains(MAY_NOT)) => {
-                    Self::Refused("NOPERM".to_owned())
-                }
+                // What a script may not has no code of its own.
+                Some("ERR") if error.detail().is_some_and(is_forbidden) => Self::Refused("NOPERM".to_owned()),
                 Some(code) => Self::Refused(code.to_owned()),
                 None => Self::Answer,
             },
@@ -155,7 +153,12 @@ const NEWER: &str =
     "was written by a newer program: upgrade this one, or choose another prefix in kubeAuthn.store.url";
 pub(super) const DAMAGED: &str = "a row of the store is not as it was written: it was changed outside";
 
-const MAY_NOT: &str = "The user executing the script can't";
+fn is_forbidden(detail: &str) -> bool {
+    MAY_NOT.iter().any(|text| detail.contains(text))
+}
+
+/// Of Redis 7.0, and of what came after it, Valkey included.
+const MAY_NOT: [&str; 2] = ["The user executing the script can't", "ACL failure in script"];
 
 /// When a client should try again.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -205,6 +208,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_script_may_not_is_a_matter_of_rights_in_the_words_of_every_version() {
+        for detail in [
+            "The user executing the script can't run this command or subcommand script: 1f, on @user_script:1.",
+            "ACL failure in script: User x has no permissions to run the 'publish' command script: 1f",
+        ] {
+            let error = ::redis::make_extension_error("ERR".to_owned(), Some(detail.to_owned()));
+
+            assert_eq!(Failure::from(error).code(), Some("NOPERM"), "{detail}");
+        }
+        let error = ::redis::make_extension_error("ERR".to_owned(), Some("another".to_owned()));
+        assert_eq!(Failure::from(error).code(), Some("ERR"));
+    }
+
+    #[test]
     fn only_what_redis_did_not_do_may_be_done_elsewhere() {
         let elsewhere = |code: &str| Failure::Refused(code.to_owned()).is_elsewhere();
 
@@ -221,5 +238,10 @@ mod tests {
         let broken = RedisError::from(io::Error::from(io::ErrorKind::BrokenPipe));
         assert!(!Failure::from(broken).is_elsewhere());
         assert!(!Failure::Timeout(RETRY_AFTER).is_elsewhere());
+        let replica = Failure::NotPrimary(Address {
+            host: "h".to_owned(),
+            port: 1,
+        });
+        assert!(replica.is_elsewhere() && replica.ends_connection());
     }
 }
