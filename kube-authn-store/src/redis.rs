@@ -42,6 +42,12 @@ use self::{
 /// A save is one Lua script, sent once: it compares the revision, writes row and indexes, and tells of it. For that, all
 /// keys are in one slot: a cluster gives the store failover and no more memory or speed than one of its nodes.
 ///
+/// # Primary and replicas
+/// The primary alone is read and written: each request goes out behind a question for the server's role, in one round
+/// trip, and what a replica answers is dropped, since it may be old. Then every call is `Unavailable` until the address, the
+/// sentinels or the cluster lead to a primary; subscriptions end. A primary that was replaced and has not heard of it, being
+/// cut off from the others, is believed by whoever can reach it.
+///
 /// # Durability
 /// As durable as Redis is configured to be, which is to forget: [`RedisTokenStore::open`] warns unless it has
 /// `appendonly yes`, `appendfsync always` and `maxmemory-policy noeviction`. Replicas are written to after the save was
