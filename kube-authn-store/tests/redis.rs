@@ -463,6 +463,27 @@ async fn subscription_never_stays_with_a_server_that_the_address_left() {
     hears_of_a_logout(&open(&now.url()).await, &mut events).await;
 }
 
+#[tokio::test]
+async fn subscription_that_hears_nothing_of_what_is_told_is_refused() {
+    let (here, elsewhere) = (Redis::start(), Redis::start());
+    let address = Crossing::new(&here).await;
+    let store = open(&address.url()).await;
+
+    // Commands stay where they go.
+    address.lead_to(&elsewhere);
+    let error = store.events().await.expect_err("it would hear of no logout");
+
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(
+        error.to_string().contains("does not tell who logged out"),
+        "{error}"
+    );
+    is_told_to_try_again(&error);
+    address.lead_to(&here);
+    let mut events = store.events().await.expect("events");
+    hears_of_a_logout(&store, &mut events).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_that_may_not_write_is_still_read_over_a_new_connection() {
     let redis = Redis::start();

@@ -28,6 +28,8 @@ pub(super) enum Failure {
     /// Said before the request was looked at: what a replica answers may be old, and what it writes is nobody's.
     #[error("{0} is not the primary")]
     NotPrimary(Address),
+    #[error("what was published was not heard")]
+    Unheard,
     #[error("the store was closed")]
     Closed,
     #[error("a layout that this program does not know")]
@@ -105,6 +107,10 @@ impl Failure {
                 "has no primary at the moment: wait for the failover, or look at the service name",
             ),
             Self::NotPrimary(_) => (ErrorKind::Unavailable, REPLICA),
+            Self::Unheard => (
+                ErrorKind::Unavailable,
+                "does not tell who logged out: name the server itself in kubeAuthn.store.url, not a proxy",
+            ),
             Self::Layout => (ErrorKind::ConfigInvalid, NEWER),
             Self::Closed => (ErrorKind::Unavailable, "was closed: open it again"),
             Self::Answer => (ErrorKind::Unavailable, "gave an answer that is none of Redis's"),

@@ -13,14 +13,14 @@ use futures_util::StreamExt;
 use kube_authn_core::{Error, LoginEvent, LoginEvents, Result, Revision};
 use tokio::{
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::{
     Inner,
     connection::{ConnectionId, Request},
     error::Failure,
-    primary::in_time,
+    primary::{CONNECT_TIMEOUT, in_time},
     row::{self, Wrong},
 };
 
@@ -51,9 +51,13 @@ impl Subscription {
         let latest = store.link.latest();
         let connection = store.link.connection().await?;
         let subscriber = store.link.place().subscriber(&connection.address).await?;
-        let (mut sink, messages) = subscriber.split();
+        let (mut sink, mut messages) = subscriber.split();
         in_time(async { Ok(sink.subscribe(&store.keys().events).await?) }).await?;
-        store.ask_primary().await?;
+        store.say_nothing().await?;
+        match timeout(CONNECT_TIMEOUT, hear_nothing(&mut messages)).await {
+            Ok(true) => {}
+            Ok(false) | Err(_) => return Err(Failure::Unheard),
+        }
         Ok(Self {
             sink,
             messages,
@@ -101,7 +105,26 @@ impl Subscription {
     }
 }
 
+/// Waits until nothing is told, as [`Inner::say_nothing`] does. Nobody is subscribed yet: what comes before is nobody's.
+async fn hear_nothing(messages: &mut PubSubStream) -> bool {
+    while let Some(message) = messages.next().await {
+        if message.get_payload_bytes().is_empty() {
+            return true;
+        }
+    }
+    false
+}
+
 impl Inner {
+    /// Tells subscribers nothing, at the primary. One that does not hear it is at another server, or behind a proxy that
+    /// keeps messages back.
+    async fn say_nothing(&self) -> Result<(), Failure> {
+        let mut nothing = Cmd::new();
+        nothing.arg("PUBLISH").arg(&self.keys().events).arg("");
+        self.link.asked::<Value>(Request::Read(&nothing)).await?;
+        Ok(())
+    }
+
     /// Any question will do: the primary alone answers it.
     async fn ask_primary(&self) -> Result<(), Failure> {
         let mut question = Cmd::new();
@@ -136,7 +159,7 @@ impl Subscriber {
 /// What a message says: `C` login number `:` member, or `E` login member, as the scripts write them.
 fn event(message: &Msg) -> Option<LoginEvent> {
     match message.get_payload_bytes() {
-        // Said when a store is opened, to see whether its user may.
+        // Said when a connection is made, to see whether the user may, and when one subscribes.
         b"" => None,
         // What none of us wrote says that something changed, and no more than that.
         said => Some(parsed(said).unwrap_or(LoginEvent::Gap)),

@@ -256,7 +256,7 @@ static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("open.
 const LAYOUT: u32 = 1;
 /// A server that is there answers in milliseconds, TLS and password included. With this, a primary that vanished without
 /// a word costs callers a second before the next one is looked for.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// For a question to sentinels or nodes, a connection to whom they name, and its own word.
 const FIND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Below the minutes after which firewalls forget a silent connection.
