@@ -48,7 +48,14 @@ impl Scene {
             .set_id_token_lifetime(Duration::from_secs(3600))
             .await
             .unwrap();
-        let config = config(cluster, &[(OPENPORTAL, &recorder.url())]);
+        let clusters = [
+            (OPENPORTAL, recorder.url()),
+            (API_SERVER, cluster.api_server_url()),
+        ];
+        let config = config(
+            cluster,
+            &clusters.each_ref().map(|(name, url)| (*name, url.as_str())),
+        );
         Self {
             fleet: Fleet::start(cluster, processes, store, config).await,
             recorder,
@@ -312,6 +319,59 @@ async fn withdrawn_grant_asks_for_a_login() {
     assert_eq!(scene.recorder.take().len(), 0);
 }
 
+/// The issuer changes its keys and drops the old ones at once, as after a theft: tokens that would last an hour are refused.
+#[tokio::test]
+async fn token_that_an_api_server_refuses_is_refreshed_once_and_one_that_stays_refused_never_doubles_the_load()
+ {
+    let scene = Scene::new(2, &sqlite()).await;
+    let kurt = scene.fleet.caller("kurt", 0).await;
+    let elsewhere = scene.fleet.at(&kurt, 1);
+    let tokens = scene.issuer.sign_in("kurt", "kubernetes").await.unwrap();
+    post(&kurt, &tokens).await;
+    let begin = Instant::now();
+    let path = format!("/api/kubernetes/clusters/{API_SERVER}/proxy/version");
+    for caller in [&kurt, &elsewhere] {
+        assert_eq!(caller.get(&path).await.unwrap().0, 200);
+    }
+
+    scene.issuer.rotate_keys(false).await.unwrap();
+    let new = scene.issuer.id_token("lena", "kubernetes").await.unwrap();
+    let old = tokens["id_token"].as_str().unwrap();
+    eventually(LIMIT, "the API server knows the new key alone", async || {
+        let cluster = scene.fleet.cluster;
+        let new = cluster.client_with_token(&new).await.unwrap();
+        let old = cluster.client_with_token(old).await.unwrap();
+        let answers = (new.apiserver_version().await, old.apiserver_version().await);
+        matches!(answers, (Ok(_), Err(_))).then_some(())
+    })
+    .await;
+    // A login that was written less than a minute ago is not refreshed for a refusal.
+    sleep(A_MINUTE.saturating_sub(begin.elapsed())).await;
+    let before = scene.refreshes().await;
+
+    let mut requests = JoinSet::new();
+    for caller in [&kurt, &elsewhere].into_iter().cycle().take(REQUESTS) {
+        let (caller, path) = (caller.clone(), path.clone());
+        requests.spawn(async move { caller.get(&path).await.unwrap() });
+    }
+    while let Some(answer) = requests.join_next().await {
+        let (status, answer) = answer.unwrap();
+        assert_eq!(status, 200, "{answer}");
+    }
+
+    assert_eq!(scene.refreshes().await - before, 1, "one refresh");
+    scene.recorder.refuse();
+    for caller in [&kurt, &elsewhere].into_iter().cycle().take(REQUESTS) {
+        assert_eq!(ask(caller).await.0, 401);
+    }
+    assert_eq!(
+        scene.recorder.take().values().sum::<usize>(),
+        REQUESTS,
+        "nothing twice"
+    );
+    assert_eq!(scene.refreshes().await - before, 1, "and no other refresh");
+}
+
 #[tokio::test]
 async fn logout_during_a_refresh_leaves_no_good_refresh_token() {
     let scene = Scene::new(2, &sqlite()).await;
@@ -345,11 +405,14 @@ fn message(answer: &Value) -> &str {
     answer["message"].as_str().unwrap_or_default()
 }
 
+/// The test cluster's own, beside the recorder.
+const API_SERVER: &str = "real";
 const PROCESSES: usize = 16;
 const REQUESTS: usize = 32;
 /// A token that ends in less is not sent any more.
 const USABLE_MARGIN: Duration = Duration::from_secs(30);
 const SHORTEST_LIFE: Duration = Duration::from_secs(33);
+const A_MINUTE: Duration = Duration::from_secs(61);
 const LIMIT: Duration = Duration::from_secs(60);
 /// A refresh mark lasts 40 s.
 const MARK_AND_MORE: Duration = Duration::from_secs(120);

@@ -48,7 +48,8 @@ pub type Metadata = BTreeMap<String, String>;
 ///    missing token, never an expired token. It states `expires_at` whenever the credential has an end.
 /// 6. `credential` may be called concurrently, and dropping its future harms no other call.
 /// 7. `invalidate` is told which credential the API server refused with 401. It drops what it cached of exactly that
-///    credential, deletes and changes no stored login, and says whether another try may give another credential.
+///    credential, deletes no stored login, changes none but by one refresh a minute, and says whether another try may give
+///    another credential, or an error that says more than the refusal.
 /// 8. No error, log line or `Debug` shows a secret.
 #[async_trait]
 pub trait KubernetesAuthProvider: fmt::Debug + Send + Sync + 'static {

@@ -22,8 +22,9 @@ mod spend;
 /// login there is an error, never another identity. Clones share the vault and what is being refreshed.
 ///
 /// With [`ClusterAuthProvider::with_issuers`], a login that has a refresh token is refreshed when somebody uses it: ahead of
-/// its end beside the request, once it has ended before the answer. Over all processes each refresh token is spent once, and
-/// a refresh goes on when nobody waits for it any more. Who does not use a login costs nothing.
+/// its end beside the request, once it has ended before the answer, and when an API server refuses its token. Over all
+/// processes each refresh token is spent once, and a refresh goes on when nobody waits for it any more. Who does not use a
+/// login costs nothing.
 #[derive(Clone, Debug)]
 pub struct ClusterAuthProvider {
     vault: TokenVault,
@@ -167,7 +168,8 @@ impl KubernetesAuthProvider for ClusterAuthProvider {
         Ok(credential.with_login(login.handle.clone()))
     }
 
-    /// Reads the vault and changes nothing there: another try helps if the user has logged in anew meanwhile.
+    /// Another try helps if the login was refreshed or replaced meanwhile. If not, its refresh token buys another token, at
+    /// most once a minute.
     async fn invalidate(&self, request: &CredentialRequest, refused: &Credential) -> bool {
         let Ok((user, config)) = self.checked(request) else {
             return false;
@@ -175,9 +177,13 @@ impl KubernetesAuthProvider for ClusterAuthProvider {
         let Ok(Some(login)) = self.login(request, user, config).await else {
             return false;
         };
-        let token = usable_token(&login, config, self.clock.now());
-        // An exchange may give another token of the same login.
-        token.is_some_and(|token| config.audience.is_some() || !refused.carries(&token.secret))
+        match usable_token(&login, config, self.clock.now()) {
+            None => false,
+            // An exchange may give another token of the same login.
+            Some(_) if config.audience.is_some() => true,
+            Some(token) if !refused.carries(&token.secret) => true,
+            Some(_) => self.refreshed_after(refused, config, login).await,
+        }
     }
 }
 

@@ -617,6 +617,143 @@ async fn process_that_waits_for_another_takes_what_that_one_got() {
     assert_eq!(world.posts().0.len(), 0);
 }
 
+/// A login that nobody has to refresh, written so long ago that a refusal of its token may refresh it.
+async fn log_in_long_ago(world: &World, process: &Process) -> Credential {
+    world.clock.advance_seconds(-61);
+    let stored = world.log_in(process, 3_000).await;
+    world.clock.advance_seconds(61);
+    let credential = process.credential().await.expect("a credential");
+    assert!(credential.carries(&stored));
+    credential
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_token_is_refreshed_once_by_many_callers_of_many_processes() {
+    let world = World::new().await;
+    let processes: Vec<_> = (0..4).map(|_| world.process()).collect();
+    let refused = log_in_long_ago(&world, &processes[0]).await;
+    let (renewed, answer) = world.renewal(json!({}));
+    world.answers(Answer::Later(1_000, Box::new(answer)));
+
+    let callers: Vec<_> = (0..64)
+        .map(|index| {
+            let (process, refused) = (processes[index % 4].clone(), refused.clone());
+            tokio::spawn(async move {
+                let another = process.strategy.invalidate(&request(), &refused).await;
+                (another, process.credential().await)
+            })
+        })
+        .collect();
+
+    for caller in callers {
+        let (another, credential) = caller.await.expect("an answer");
+        assert!(another);
+        assert!(credential.expect("a credential").carries(&renewed));
+    }
+    assert_eq!(world.posts(), (vec!["refresh-1".to_owned()], vec![]));
+}
+
+#[tokio::test]
+async fn token_that_is_truly_refused_never_costs_more_than_one_refresh_a_minute() {
+    let world = World::new().await;
+    let (here, elsewhere) = (world.process(), world.process());
+    let refused = log_in_long_ago(&world, &here).await;
+    let (_, answer) = world.renewal(json!({}));
+    world.answers(answer);
+    assert!(here.strategy.invalidate(&request(), &refused).await);
+
+    let renewed = here.credential().await.expect("a credential");
+    for second in 0..59 {
+        assert!(!here.strategy.invalidate(&request(), &renewed).await, "{second}");
+        assert!(
+            !elsewhere.strategy.invalidate(&request(), &renewed).await,
+            "{second}"
+        );
+        world.clock.advance_seconds(1);
+    }
+    assert_eq!(world.posts().0, ["refresh-1"]);
+
+    world.clock.advance_seconds(1);
+    let (_, answer) = world.renewal(json!({"exp": NOW + 7200}));
+    world.answers(answer);
+    assert!(elsewhere.strategy.invalidate(&request(), &renewed).await);
+    assert_eq!(world.posts().0, ["refresh-1", "refresh-2"]);
+}
+
+#[tokio::test]
+async fn refused_token_that_was_replaced_meanwhile_costs_no_refresh() {
+    let world = World::new().await;
+    let (here, elsewhere) = (world.process(), world.process());
+    let refused = log_in_long_ago(&world, &here).await;
+    let (renewed, answer) = world.renewal(json!({}));
+    world.answers(answer);
+    assert!(elsewhere.strategy.invalidate(&request(), &refused).await);
+    world.clock.advance_seconds(61);
+
+    assert!(here.strategy.invalidate(&request(), &refused).await);
+
+    assert!(here.sends(&renewed).await);
+    assert_eq!(world.posts().0, ["refresh-1"]);
+}
+
+#[tokio::test]
+async fn refused_token_of_a_login_made_a_moment_ago_or_without_a_refresh_token_is_left_alone() {
+    let world = World::new().await;
+    let process = world.process();
+    world.log_in(&process, 3_000).await;
+    let young = process.credential().await.expect("a credential");
+    let (secret, end) = world.id_token(json!({"exp": NOW + 600}), 600);
+    let tokens = TokenSet::new().with_id_token(Token {
+        secret,
+        expires_at: end,
+    });
+    let login = NewLogin::new(Subject::new("bob-sub").expect("a subject"), tokens, end);
+    let bob = EntityRef::parse("user:default/bob").expect("a reference");
+    let bobs = TokenKey {
+        principal: bob.clone(),
+        ..key(&world)
+    };
+    process.vault.log_in(&bobs, login).await.expect("stored");
+    let bob = request_of(Principal::user(bob));
+    let lasting = process.strategy.credential(&bob).await.expect("a credential");
+
+    let is_young_replaced = process.strategy.invalidate(&request(), &young).await;
+    world.clock.advance_seconds(61);
+    let is_lasting_replaced = process.strategy.invalidate(&bob, &lasting).await;
+
+    assert_eq!((is_young_replaced, is_lasting_replaced), (false, false));
+    assert_eq!((world.issuer.discoveries(), world.posts().0.len()), (0, 0));
+}
+
+#[tokio::test]
+async fn refused_token_of_a_withdrawn_grant_ends_the_login() {
+    let world = World::new().await;
+    let process = world.process();
+    let refused = log_in_long_ago(&world, &process).await;
+    world.answers(Answer::Status(400, json!({"error": "invalid_grant"}).to_string()));
+
+    assert!(process.strategy.invalidate(&request(), &refused).await);
+
+    assert!(refused.login().expect("a login").is_ended());
+    assert_eq!(process.refusal().await, expired());
+}
+
+#[tokio::test]
+async fn refused_token_never_ends_a_login_while_its_issuer_is_in_trouble() {
+    let world = World::new().await;
+    let process = world.process();
+    let refused = log_in_long_ago(&world, &process).await;
+    world.answers(Answer::Status(503, String::new()));
+
+    assert!(!process.strategy.invalidate(&request(), &refused).await);
+    assert!(!process.strategy.invalidate(&request(), &refused).await);
+
+    assert_eq!(world.posts().0, ["refresh-1"]);
+    let login = process.login(&world).await.expect("a login");
+    assert!(login.metadata.refreshable && !login.handle.is_ended());
+    assert!(process.credential().await.is_ok());
+}
+
 /// An answer to an exchange for the audience `narrow`, with a token that lives a while.
 fn exchanged(world: &World, lives: i64) -> (Secret, Answer) {
     let claims = json!({"aud": "narrow", "azp": "kubernetes", "exp": NOW + lives});

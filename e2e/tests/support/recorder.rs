@@ -3,11 +3,14 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
-use http::{Request, Response, header};
+use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -24,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 pub(crate) struct Recorder {
     port: u16,
     seen: Arc<Mutex<BTreeMap<String, usize>>>,
+    refuses: Arc<AtomicBool>,
 }
 
 impl Recorder {
@@ -46,6 +50,7 @@ impl Recorder {
         let recorder = Self {
             port: listener.local_addr().unwrap().port(),
             seen: Arc::default(),
+            refuses: Arc::default(),
         };
         let this = recorder.clone();
         tokio::spawn(async move {
@@ -77,11 +82,19 @@ impl Recorder {
         let mut answer = Response::new(Full::new(Bytes::from_static(b"{}")));
         let json = header::HeaderValue::from_static("application/json");
         answer.headers_mut().insert(header::CONTENT_TYPE, json);
+        if self.refuses.load(Ordering::Relaxed) {
+            *answer.status_mut() = StatusCode::UNAUTHORIZED;
+        }
         answer
     }
 
     pub(crate) fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// Answers everything with 401 from now on.
+    pub(crate) fn refuse(&self) {
+        self.refuses.store(true, Ordering::Relaxed);
     }
 
     /// What came since it was last asked.

@@ -14,7 +14,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use kube_authn_core::{
-    Claim, Error, ErrorKind, Login, LoginConfig, LoginId, Result, TokenKey, refresh_margin,
+    Claim, Credential, Error, ErrorKind, Login, LoginConfig, LoginId, Result, TokenKey, refresh_margin,
 };
 use kube_authn_oidc::LoginVerifier;
 use tokio::{
@@ -157,12 +157,7 @@ impl ClusterAuthProvider {
         config: &LoginConfig,
         login: Login,
     ) -> Result<(Login, Option<Timestamp>)> {
-        let Some((refreshes, refresher)) = self
-            .refreshes
-            .as_ref()
-            .and_then(|refreshes| Some((refreshes, refreshes.refresher(config)?)))
-            .filter(|_| login.metadata.refreshable)
-        else {
+        let Some((refreshes, refresher)) = self.refresher(config, &login) else {
             return Ok((login, None));
         };
         let now = self.clock.now();
@@ -181,6 +176,40 @@ impl ClusterAuthProvider {
             .due_at(config, &refreshed)
             .filter(|_| refreshed.metadata.refreshable);
         Ok((refreshed, due_at))
+    }
+
+    /// Whether another try differs after an API server refused the token of this login: a refresh is begun or joined, and
+    /// waited for. A row that was written less than [`FORCED_PAUSE`] ago, by whichever process, holds the newest there is to
+    /// have: only a refresh that is under way in it is waited for.
+    pub(super) async fn refreshed_after(
+        &self,
+        refused: &Credential,
+        config: &LoginConfig,
+        login: Login,
+    ) -> bool {
+        let Some((refreshes, refresher)) = self.refresher(config, &login) else {
+            return false;
+        };
+        let now = self.clock.now();
+        let mark = login.metadata.refreshing.as_ref();
+        let is_under_way = mark.is_some_and(|mark| now < mark.until);
+        if now.duration_since(login.metadata.updated_at) < FORCED_PAUSE && !is_under_way {
+            return false;
+        }
+        tracing::info!(issuer = %login.key.issuer, "an API server refused the token of a login: it is refreshed");
+        match self.flight(refreshes, refresher, &login, true).landed().await {
+            Ok(present) => config
+                .token_for_cluster(&present.tokens)
+                .is_none_or(|token| !refused.carries(&token.secret)),
+            // Over: the next try says so.
+            Err(_) => login.handle.is_ended(),
+        }
+    }
+
+    /// Where this login is refreshed, if it can be.
+    fn refresher(&self, config: &LoginConfig, login: &Login) -> Option<(&Arc<Refreshes>, &Refresher)> {
+        let refreshes = self.refreshes.as_ref().filter(|_| login.metadata.refreshable)?;
+        Some((refreshes, refreshes.refresher(config)?))
     }
 
     /// The flight under way for this login, a failure that is still remembered, or a flight that begins now.
@@ -356,6 +385,9 @@ impl fmt::Debug for Refreshes {
 const CALLS_PER_ISSUER: usize = 32;
 /// Failures remembered at least; more are kept only while they count.
 pub(super) const REMEMBERED: usize = 1_024;
+/// Between a write of a login and a refresh because its token was refused: a token that is truly refused costs its issuer
+/// one call a minute.
+const FORCED_PAUSE: SignedDuration = SignedDuration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Tokens of somebody else, a client that the issuer does not know: another try in a second will not mend that.
 const FIRST_PAUSE_IF_SOMEBODY_MUST_ACT: Duration = Duration::from_secs(30);
