@@ -7,6 +7,7 @@
 
 mod support;
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::Request;
 use kube_authn_e2e::{Caller, TestCluster};
 use serde_json::{Value, json};
@@ -27,6 +28,7 @@ async fn fleet() -> Fleet {
     let url = cluster.api_server_url();
     let clusters = [OPENPORTAL, ELSEWHERE, NARROW, REFUSED].map(|name| (name, url.as_str()));
     let mut config = config(cluster, &clusters);
+    config["clusterAuth"]["exposeToken"] = json!("user");
     config["clusterAuth"]["clusters"] = json!([
         { "name": ELSEWHERE, "issuer": cluster.issuer_a().url(), "clientId": "portal", "caFile": cluster.ca_path() },
         { "name": NARROW, "audience": "narrow" },
@@ -160,7 +162,18 @@ async fn cluster_with_an_audience_gets_tokens_made_for_it() {
     }
     let (status, refusal) = who(&bob, REFUSED).await.unwrap_err();
 
+    let exposed = bob
+        .get(&format!("/api/cluster-auth/token?cluster={NARROW}"))
+        .await
+        .unwrap();
+
     assert_eq!(exchanges().await, before + 1, "cached");
+    assert_eq!(exposed.0, 200, "{}", exposed.1);
+    let token = exposed.1["access_token"].as_str().unwrap();
+    assert_ne!(token, tokens["id_token"].as_str().unwrap());
+    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+    let claims: Value = serde_json::from_slice(&payload).unwrap();
+    assert_eq!(claims["aud"], json!("narrow"), "the token that the cluster gets");
     assert_eq!(status, 500);
     assert!(
         refusal.contains("makes no token for audience nobody (invalid_target): allow client kubernetes"),

@@ -18,11 +18,15 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use http::{HeaderValue, header::CACHE_CONTROL, request::Parts};
+use http::{
+    HeaderMap, HeaderValue,
+    header::{AUTHORIZATION, CACHE_CONTROL},
+    request::Parts,
+};
 use jiff::Timestamp;
 use kube_authn_core::{
-    AuditEvent, Clock, EntityRef, Error, ErrorKind, Login, PrincipalName, Result, SystemClock,
-    TokenForCluster, TokenVault, usable,
+    AuditEvent, Clock, ClusterAccess, EntityRef, Error, ErrorKind, Login, PrincipalName, Result, Secret,
+    SystemClock, Token, TokenForCluster, TokenVault, usable,
 };
 use tracing::Instrument;
 
@@ -49,6 +53,7 @@ pub struct ClusterAuth(Arc<Inner>);
 
 #[derive(Clone)]
 struct Inner {
+    access: ClusterAccess,
     vault: TokenVault,
     logins: Arc<ArcSwap<Logins>>,
     exposure: TokenExposure,
@@ -70,9 +75,10 @@ pub enum TokenExposure {
 }
 
 impl ClusterAuth {
-    /// The API for these logins, kept in this vault.
-    pub fn new(vault: TokenVault, logins: Vec<ClusterLogin>) -> Self {
+    /// The API for these logins, kept in this vault; `access` gives the tokens that are made for a cluster's own audience.
+    pub fn new(access: ClusterAccess, vault: TokenVault, logins: Vec<ClusterLogin>) -> Self {
         Self(Arc::new(Inner {
+            access,
             vault,
             logins: Arc::new(ArcSwap::from_pointee(Logins(logins))),
             exposure: TokenExposure::Never,
@@ -214,21 +220,22 @@ async fn get_token(State(api): State<Api>, request: Request) -> Result<Json<Expo
             .into());
     }
     let logins = api.auth.0.logins.load_full();
-    let login = logins.only(cluster_of(&parts)?.as_deref())?;
+    let (login, exchanged_for) = logins.token_of(cluster_of(&parts)?.as_deref())?;
     let stored = api.find(&caller, &user, login).await?.ok_or_else(|| {
         Error::new(
             ErrorKind::LoginRequired,
             "No cluster tokens found. Please authenticate first.",
         )
     })?;
-    let token = token_of(login, &stored, api.auth.0.clock.now()).ok_or_else(|| {
-        Error::new(
-            ErrorKind::TokenExpired,
-            "Cluster token has expired. Please re-authenticate.",
-        )
-    })?;
+    let token = match exchanged_for {
+        // The login's own is not what the cluster gets, and worth more.
+        Some(cluster) => api.exchanged(&caller, &cluster).await?,
+        None => token_of(login, &stored, api.auth.0.clock.now())
+            .cloned()
+            .ok_or_else(expired)?,
+    };
     let is_access_token = login.verifier.login().token_for_cluster == TokenForCluster::AccessToken;
-    let exposed = ExposedToken::new(token, is_access_token)?;
+    let exposed = ExposedToken::new(&token, is_access_token)?;
     AuditEvent::TokenExposed {
         principal: &user,
         actor: caller.actor.as_ref(),
@@ -308,16 +315,36 @@ impl Api {
             found => Ok(found?.filter(|login| config.is_own(&caller.principal, login))),
         }
     }
+
+    /// The token that the request path would send to this cluster.
+    async fn exchanged(&self, caller: &Caller, cluster: &str) -> Result<Token> {
+        let access = &self.auth.0.access;
+        let request = access.request(&caller.principal, cluster)?;
+        let credential = access.credential(&request).await?;
+        let mut headers = HeaderMap::new();
+        credential.apply(&mut headers);
+        let line = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
+        let secret = line
+            .and_then(|line| line.strip_prefix(b"Bearer "))
+            .map(Secret::new);
+        secret
+            .zip(credential.expires_at())
+            .map(|(secret, expires_at)| Token { secret, expires_at })
+            .ok_or_else(|| Error::new(ErrorKind::Unexpected, "the cluster gets no token that ends"))
+    }
 }
 
 /// The token that clusters get, if it is worth sending: the rule of the strategy.
-fn token_of<'a>(
-    login: &ClusterLogin,
-    stored: &'a Login,
-    now: Timestamp,
-) -> Option<&'a kube_authn_core::Token> {
+fn token_of<'a>(login: &ClusterLogin, stored: &'a Login, now: Timestamp) -> Option<&'a Token> {
     let token = login.verifier.login().token_for_cluster(&stored.tokens)?;
     (!stored.handle.is_ended() && usable(token.expires_at, now)).then_some(token)
+}
+
+fn expired() -> Error {
+    Error::new(
+        ErrorKind::TokenExpired,
+        "Cluster token has expired. Please re-authenticate.",
+    )
 }
 
 fn refuse_guest(logins: &Logins, caller: &Caller, user: &EntityRef) -> Result<()> {

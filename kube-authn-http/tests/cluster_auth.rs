@@ -12,7 +12,7 @@ use http::header;
 use kube_authn_core::ErrorKind;
 use kube_authn_http::TokenExposure;
 use serde_json::{Value, json};
-use support::{Answer, Answered, NOW, Service, Signer, VERIFIED, as_caller, clock, refusal};
+use support::{Answer, Answered, NARROW, NOW, Service, Signer, VERIFIED, as_caller, clock, refusal};
 
 const STATUS: &str = "/api/cluster-auth/status";
 const TOKEN: &str = "/api/cluster-auth/token";
@@ -612,6 +612,64 @@ async fn token_is_handed_out_only_where_the_configuration_says_so() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn logins_own_token_is_never_handed_out_for_a_cluster_that_gets_another() {
+    let logins: &[(&str, &[&str])] = &[("kubernetes", &["openportal", NARROW])];
+    let service = Service::with(TokenExposure::User, clock(), logins).await;
+    let tokens = service.tokens("alice-sub", json!({}));
+    service.post("alice", &tokens).await;
+    let narrow = format!("{TOKEN}?cluster={NARROW}");
+
+    service.issuer.tokens(Answer::Status(
+        400,
+        json!({ "error": "invalid_target" }).to_string(),
+    ));
+    let refused = service.get("alice", &narrow).await;
+    let unnamed = service.get("alice", TOKEN).await;
+    let own = service.get("alice", &format!("{TOKEN}?cluster=openportal")).await;
+
+    for answer in [&refused, &unnamed] {
+        assert!(!answer.text.contains(tokens["id_token"].as_str().expect("text")));
+    }
+    assert_eq!(refused.refusal().3, "config_invalid");
+    assert_eq!(
+        unnamed.refusal(),
+        refusal(
+            400,
+            "Invalid token payload",
+            "the clusters of the login get different tokens: name one of them with ?cluster=",
+            "bad_request"
+        )
+    );
+    assert_eq!(own.json()["access_token"], tokens["id_token"]);
+}
+
+#[tokio::test]
+async fn token_made_for_a_cluster_s_audience_is_handed_out_as_the_cluster_gets_it() {
+    let service = Service::with(TokenExposure::User, clock(), &[("kubernetes", &[NARROW])]).await;
+    service
+        .post("alice", &service.tokens("alice-sub", json!({})))
+        .await;
+    let made = service.tokens("alice-sub", json!({ "aud": NARROW, "exp": NOW + 600 }))["id_token"].clone();
+    service.issuer.tokens(Answer::Json(json!({
+        "access_token": made,
+        "issued_token_type": "urn:ietf:params:oauth:token-type:id_token",
+        "token_type": "N_A",
+    })));
+    for path in [TOKEN, &format!("{TOKEN}?cluster={NARROW}")] {
+        assert_eq!(
+            service.get("alice", path).await.json(),
+            json!({
+                "access_token": made,
+                "token_type": "Bearer",
+                "expires_at": "2023-11-14T22:23:20.000Z",
+                "token_use": "id",
+            })
+        );
+    }
+    assert_eq!(service.issuer.posts().len(), 1, "cached");
 }
 
 #[tokio::test]

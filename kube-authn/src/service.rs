@@ -109,7 +109,7 @@ async fn assembled(
             health = health.with_issuer(login.verifier.verifier().issuer().clone());
         }
         let exposure = exposure(effective.logins.expose_token())?;
-        cluster_auth = Some(ClusterAuth::new(vault.clone(), logins).with_exposure(exposure));
+        cluster_auth = Some(ClusterAuth::new(access.clone(), vault.clone(), logins).with_exposure(exposure));
     }
     let metrics = metrics
         .then(|| Metrics::install(Some(access.clone()), vault.clone()))
@@ -216,7 +216,15 @@ pub(crate) fn logins(effective: &EffectiveConfig, vault: &TokenVault) -> Result<
     }
     logins
         .into_iter()
-        .map(|(login, clusters)| Ok(ClusterLogin::new(verifier(login, vault)?, clusters)))
+        .map(|(login, clusters)| {
+            let login = ClusterLogin::new(verifier(login, vault)?, clusters.iter());
+            let audience = |name: &String| effective.logins.for_cluster(name)?.audience.clone();
+            let with_audience = |login: ClusterLogin, name: String| match audience(&name) {
+                Some(audience) => login.with_audience(name, audience),
+                None => login,
+            };
+            Ok(clusters.into_iter().fold(login, with_audience))
+        })
         .collect()
 }
 

@@ -1,6 +1,8 @@
 //! The logins that the API takes tokens for, and which of them a request is about.
 
-use kube_authn_core::{EntityRef, Error, ErrorKind, Result, Secret, TokenKey};
+use std::collections::BTreeMap;
+
+use kube_authn_core::{ClientId, EntityRef, Error, ErrorKind, Result, Secret, TokenKey};
 use kube_authn_oidc::LoginVerifier;
 
 /// One login and the clusters behind it.
@@ -11,6 +13,8 @@ pub struct ClusterLogin {
     pub verifier: LoginVerifier,
     /// Names of the clusters that get tokens of the login.
     pub clusters: Vec<String>,
+    /// Those of them that get tokens made out of the login's own for another audience, by name.
+    pub audiences: BTreeMap<String, ClientId>,
 }
 
 impl ClusterLogin {
@@ -19,7 +23,14 @@ impl ClusterLogin {
         Self {
             verifier,
             clusters: clusters.into_iter().map(Into::into).collect(),
+            audiences: BTreeMap::new(),
         }
+    }
+
+    /// This cluster gets tokens for this audience ([`LoginConfig::audience`](kube_authn_core::LoginConfig::audience)).
+    pub fn with_audience(mut self, cluster: impl Into<String>, audience: ClientId) -> Self {
+        self.audiences.insert(cluster.into(), audience);
+        self
     }
 
     pub(super) fn serves(&self, cluster: &str) -> bool {
@@ -100,6 +111,33 @@ impl Logins {
             (None, _) => Err(Error::new(
                 ErrorKind::RequestInvalid,
                 "there are several logins: name one of their clusters with ?cluster=",
+            )),
+        }
+    }
+
+    /// The login whose token a request means, and the cluster to ask for if what it gets is not the login's own.
+    ///
+    /// # Errors
+    /// `RequestInvalid` if the request names no cluster and those of the login get different tokens; else as
+    /// [`Logins::only`].
+    pub(super) fn token_of(&self, cluster: Option<&str>) -> Result<(&ClusterLogin, Option<String>)> {
+        let login = self.only(cluster)?;
+        let mut gets = match cluster {
+            Some(cluster) => vec![(cluster, login.audiences.get(cluster))],
+            None => {
+                let clusters = login.clusters.iter();
+                clusters
+                    .map(|name| (name.as_str(), login.audiences.get(name)))
+                    .collect()
+            }
+        };
+        gets.dedup_by_key(|(_, audience)| *audience);
+        match gets.as_slice() {
+            [] | [(_, None)] => Ok((login, None)),
+            [(cluster, Some(_))] => Ok((login, Some((*cluster).to_owned()))),
+            _ => Err(Error::new(
+                ErrorKind::RequestInvalid,
+                "the clusters of the login get different tokens: name one of them with ?cluster=",
             )),
         }
     }

@@ -61,6 +61,9 @@ impl CallerAuthenticator for Believer {
     }
 }
 
+/// A cluster that gets tokens for an audience of its own, which has its name.
+pub const NARROW: &str = "narrow";
+
 /// Issuer and subject that a token of the caller's own proved.
 pub const VERIFIED: &str = "test-verified";
 
@@ -108,16 +111,27 @@ impl Service {
             login.guests = ["user:default/guest", "user:development/guest"]
                 .map(|guest| EntityRef::parse(guest).expect("a reference"))
                 .to_vec();
-            by_cluster.extend(
-                clusters
-                    .iter()
-                    .map(|cluster| ((*cluster).to_owned(), login.clone())),
+            let narrow = ClientId::new(NARROW).expect("an audience");
+            let verifier = LoginVerifier::new(
+                login.clone(),
+                issuer.client(),
+                Arc::new(clock.clone()),
+                vault.clone(),
             );
-            let verifier = LoginVerifier::new(login, issuer.client(), Arc::new(clock.clone()), vault.clone());
-            cluster_logins.push(ClusterLogin::new(verifier, clusters.iter().copied()));
+            let mut cluster_login = ClusterLogin::new(verifier, clusters.iter().copied());
+            for cluster in *clusters {
+                let mut login = login.clone();
+                if *cluster == NARROW {
+                    login.audience = Some(narrow.clone());
+                    cluster_login = cluster_login.with_audience(NARROW, narrow.clone());
+                }
+                by_cluster.insert((*cluster).to_owned(), login);
+            }
+            cluster_logins.push(cluster_login);
         }
-        let access = access(&vault, by_cluster, &clock);
-        let api = ClusterAuth::new(vault.clone(), cluster_logins)
+        let verifiers = cluster_logins.iter().map(|login| login.verifier.clone());
+        let access = access(&vault, by_cluster, verifiers.collect(), &clock);
+        let api = ClusterAuth::new(access.clone(), vault.clone(), cluster_logins)
             .with_exposure(exposure)
             .with_clock(Arc::new(clock));
         let callers = Callers::new().with(Believer);
@@ -177,7 +191,12 @@ impl Service {
     }
 }
 
-fn access(vault: &TokenVault, logins: HashMap<String, LoginConfig>, clock: &ManualClock) -> ClusterAccess {
+fn access(
+    vault: &TokenVault,
+    logins: HashMap<String, LoginConfig>,
+    verifiers: Vec<LoginVerifier>,
+    clock: &ManualClock,
+) -> ClusterAccess {
     let clusters = logins
         .keys()
         .map(|name| {
@@ -188,7 +207,10 @@ fn access(vault: &TokenVault, logins: HashMap<String, LoginConfig>, clock: &Manu
                 .expect("a cluster")
         })
         .collect();
-    let strategy = ClusterAuthProvider::new(vault.clone(), logins, None).with_clock(clock.clone());
+    let strategy = ClusterAuthProvider::new(vault.clone(), logins, None)
+        .with_clock(clock.clone())
+        .with_issuers(verifiers)
+        .expect("a strategy");
     let registry = ProviderRegistry::new().with(strategy);
     let cache = CachingProvider::with_clock_and_capacity(registry, Arc::new(clock.clone()), 100);
     ClusterAccess::new(Clusters::new(clusters), cache, UpstreamPool::new(provider()))
