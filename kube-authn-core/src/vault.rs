@@ -8,6 +8,7 @@ mod page;
 mod pin;
 mod refresh;
 mod row;
+mod taken_over;
 
 use std::{cmp::Reverse, fmt, sync::Arc};
 

@@ -58,7 +58,9 @@ impl OpenportalTable {
             #[cfg(feature = "postgres")]
             Some(("postgres" | "postgresql", _)) => {
                 refuse_password(url)?;
-                Connection::Postgres(connected(&Address::parse(url)?).await?)
+                let address = Address::parse(url)
+                    .map_err(|error| Error::new(error.kind(), format!("openportal's database: {error}")))?;
+                Connection::Postgres(connected(&address).await?)
             }
             _ => return Err(no_url()),
         };
@@ -254,7 +256,11 @@ mod tests {
                 "postgres://u@localhost/d?sslmode=require&password=canary",
                 "PGPASSWORD",
             ),
-            ("postgres://u@db/d", "sslmode=verify-full"),
+            (
+                "postgres://u@db/d",
+                "openportal's database: not the URL of a PostgreSQL database: it does not say how db:5432 is verified: write \
+                 ?sslmode=verify-full",
+            ),
         ] {
             let error = OpenportalTable::open(url, "cluster_tokens")
                 .await
@@ -262,6 +268,7 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{url}");
             let text = format!("{error} {error:?}");
             assert!(text.contains(says) && !text.contains("canary"), "{text}");
+            assert!(!text.contains("kubeAuthn.store"), "another database: {text}");
         }
     }
 }

@@ -21,8 +21,8 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use crate::config::{Files, told};
 
 /// Seals the logins of the table into the token store. Their tokens are verified as posted ones are; a subject that stands
-/// under several users, there or here, is nobody's; and where a login is stored already, it stays. Run it once, then drop the
-/// table: its tokens are plain, and a second run brings back who has logged out since.
+/// under several users, there or here, is nobody's; and where a login is stored already, it stays. Run it, then drop the
+/// table: its tokens are plain. Another run takes over who is left, and never who has logged out since.
 #[derive(Debug, Args)]
 pub(crate) struct Import {
     #[command(flatten)]
@@ -41,6 +41,9 @@ pub(crate) struct Import {
     /// Do not ask the issuer for its keys, for one that is out of reach: whoever could post to openportal can be anybody
     #[arg(long)]
     unverified: bool,
+    /// Take over also users of earlier runs who have no login any more: it brings back who has logged out since
+    #[arg(long)]
+    again: bool,
     /// Write nothing, and say what would be taken over
     #[arg(long)]
     dry_run: bool,
@@ -191,14 +194,25 @@ impl Import {
         })?;
         // Any client's, where the service takes any client's.
         let client_id = verifier.login().client_id.as_ref();
-        let present = vault.find(&key.principal, &key.issuer, client_id).await;
-        if present.map_err(Stop::of)?.is_some() {
-            return Err(PRESENT.into());
+        let (user, issuer) = (&key.principal, &key.issuer);
+        let present = vault.find(user, issuer, client_id).await.map_err(Stop::of)?;
+        if present.is_none() {
+            let before = vault.was_taken_over(user, issuer).await.map_err(Stop::of)?;
+            if before && !self.again {
+                return Err(BEFORE.into());
+            }
+            if !self.dry_run {
+                vault.log_in(&key, login).await.map_err(Stop::of)?;
+            }
         }
+        // Last: whom a run that was stopped left in between is there already for the next one, which notes it.
         if !self.dry_run {
-            vault.log_in(&key, login).await.map_err(Stop::of)?;
+            vault.note_taken_over(user, issuer).await.map_err(Stop::of)?;
         }
-        Ok(())
+        match present {
+            Some(_) => Err(PRESENT.into()),
+            None => Ok(()),
+        }
     }
 
     /// The login of a row, or why it is skipped.
@@ -297,6 +311,8 @@ fn verifier(login: &LoginConfig, vault: &TokenVault) -> Result<LoginVerifier> {
 }
 
 const PRESENT: &str = "already there: the store holds a login of this user";
+const BEFORE: &str =
+    "taken over by an earlier run, and its user has no login any more: --again brings it back";
 const UNREADABLE: &str = "the stored login of this user does not open: see kube-authn keys";
 const SHARED: &str =
     "several users have tokens of one subject, in the table or in the store: whose they are cannot be told";

@@ -34,6 +34,7 @@ use kube_authn::{
     kube_authn_store::sqlx,
     service_for,
 };
+use kube_authn_test_servers::Postgres;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -105,12 +106,17 @@ impl Place {
     }
 
     fn run(&self, arguments: &[&str]) -> Run {
+        self.run_with(arguments, &[])
+    }
+
+    fn run_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Run {
         let output = Command::new(env!("CARGO_BIN_EXE_kube-authn"))
             .args(arguments)
             .arg("--config")
             .arg("app-config.yaml")
             .current_dir(self.path())
             .env_clear()
+            .envs(environment.iter().copied())
             .output()
             .unwrap();
         let run = Run(
@@ -554,7 +560,7 @@ async fn openportal_s_plain_logins_are_sealed_and_what_cannot_be_told_is_skipped
     let after = vault.load(&verified).await.unwrap().unwrap();
     assert_eq!(after.revision, before.revision, "a verified login is replaced");
 
-    // Again: what stands there stays; who has logged out comes back, so the table has to go.
+    // Again: what stands there stays.
     let Run(_, out, _) = place.run(&IMPORT);
     assert!(
         out.starts_with("0 taken over\n") && out.contains("2 skipped: already there"),
@@ -573,6 +579,98 @@ async fn openportal_s_plain_logins_are_sealed_and_what_cannot_be_told_is_skipped
     let Run(code, _, errors) = place.run(&["import", "--from", "sqlite://portal.db", "--table", "nowhere"]);
     assert_eq!(code, Some(1));
     assert!(errors.contains("no such table"), "{errors}");
+}
+
+#[tokio::test]
+async fn who_has_logged_out_is_never_brought_back_by_another_run_unless_that_is_asked_for() {
+    let (place, issuer) = (Place::new(), Signing::start());
+    place.config_of(&["k1"], &issuer.url);
+    let vault = place.opened().await;
+    let row = |name: &'static str, subject: &str| (name, issuer.token(subject, FAR, 1_000), None, "unknown");
+    portal(
+        &place,
+        &[row("user:default/alice", "a"), row("user:default/bob", "b")],
+    )
+    .await;
+    let bob = stored(&vault, "bob", &issuer.url, "b").await;
+    let alice = TokenKey {
+        issuer: Issuer::new(&issuer.url).unwrap(),
+        ..key("alice")
+    };
+    let Run(_, out, _) = place.run(&IMPORT);
+    assert!(out.starts_with("1 taken over\n"), "{out}");
+
+    // One came by the first run, one stood there before it.
+    for key in [&alice, &bob] {
+        assert!(vault.log_out(key).await.unwrap());
+    }
+    vault.purge(at(FAR + 1), 10).await.unwrap();
+    let Run(code, out, _) = place.run(&IMPORT);
+
+    let before = "taken over by an earlier run, and its user has no login any more: --again brings it back";
+    assert_eq!(
+        (code, out),
+        (Some(0), format!("0 taken over\n2 skipped: {before}\n"))
+    );
+    assert!(vault.logins(None, 10).await.unwrap().is_empty());
+    let again = [&IMPORT[..], &["--again"]].concat();
+    let Run(_, out, _) = place.run(&[&again[..], &["--dry-run"]].concat());
+    assert_eq!(out, "2 to be taken over\n");
+    let Run(_, out, _) = place.run(&again);
+    assert_eq!(out, "2 taken over\n");
+}
+
+#[tokio::test]
+async fn openportal_s_table_is_read_from_a_live_postgresql() {
+    let (place, issuer, server) = (Place::new(), Signing::start(), Postgres::start());
+    place.config_of(&["k1"], &issuer.url);
+    let vault = place.opened().await;
+    server.run("CREATE DATABASE portal");
+    server.run_in(
+        "portal",
+        "CREATE SCHEMA auth; CREATE TABLE auth.cluster_tokens (user_entity_ref varchar(255) primary key, \
+         access_token text not null, id_token text not null, refresh_token text, issuer varchar(255) not null, \
+         expires_at timestamptz not null, created_at timestamptz default CURRENT_TIMESTAMP, \
+         updated_at timestamptz default CURRENT_TIMESTAMP)",
+    );
+    for (name, refresh_token) in [
+        ("alice", format!("'{CANARY}-refresh'")),
+        ("bob", "NULL".to_owned()),
+    ] {
+        server.run_in(
+            "portal",
+            &format!(
+                "INSERT INTO auth.cluster_tokens VALUES ('user:default/{name}', '{CANARY}', '{}', {refresh_token}, '{}', now())",
+                issuer.token(name, FAR, 1_000),
+                issuer.url
+            ),
+        );
+    }
+    let url = format!("postgres://{}@127.0.0.1:{}/portal", Postgres::USER, server.port());
+    let import = [
+        "import",
+        "--from",
+        &url,
+        "--table",
+        "auth.cluster_tokens",
+        "--with-refresh-tokens",
+    ];
+
+    let Run(code, _, errors) = place.run(&import);
+    assert_eq!(code, Some(1));
+    assert!(errors.contains("cannot read openportal's table"), "{errors}");
+    let Run(code, out, errors) = place.run_with(&import, &[("PGPASSWORD", Postgres::PASSWORD)]);
+
+    assert_eq!((code, out.as_str()), (Some(0), "2 taken over\n"), "{errors}");
+    let login = vault
+        .find(&key("alice").principal, &Issuer::new(&issuer.url).unwrap(), None)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (login.metadata.expires_at, login.tokens.refresh_token),
+        (at(FAR), Some(Secret::new(format!("{CANARY}-refresh"))))
+    );
 }
 
 #[tokio::test]

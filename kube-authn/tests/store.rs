@@ -44,7 +44,7 @@ fn url_that_is_none_refuses_the_start_and_no_line_shows_it() {
 
     assert_eq!(code, Some(1), "{text}");
     assert!(
-        text.contains("kubeAuthn.store.url") && text.contains("not the URL of a PostgreSQL store"),
+        text.contains("kubeAuthn.store.url") && text.contains("not the URL of a PostgreSQL database"),
         "{text}"
     );
     assert!(!text.contains("canary-7f3a"), "{text}");

@@ -99,7 +99,7 @@ impl TokenVault {
         }
     }
 
-    async fn pinned(&self, key: &TokenKey) -> Result<Option<(Revision, Subject)>> {
+    pub(super) async fn pinned(&self, key: &TokenKey) -> Result<Option<(Revision, Subject)>> {
         let record = self.0.store.load(key).await.map_err(|error| noted(key, error))?;
         match record {
             Some(record) => {
@@ -111,7 +111,7 @@ impl TokenVault {
     }
 
     /// Writes one row of a pin and says whether what stood there was as expected.
-    async fn save_pin(&self, key: &TokenKey, names: &Subject, expected: Expected) -> Result<bool> {
+    pub(super) async fn save_pin(&self, key: &TokenKey, names: &Subject, expected: Expected) -> Result<bool> {
         let metadata = LoginMetadata::new(names.clone(), Timestamp::MAX, false, self.0.clock.now());
         let revision = Revision::first()?;
         let record = self.seal(key, revision, metadata, &TokenSet::new(), &Extra::default())?;
@@ -124,7 +124,7 @@ impl TokenVault {
 }
 
 /// Entity references and subjects are both short enough to stand where a client identifier stands.
-fn pin_key(reference: &str, issuer: &Issuer, name: &str) -> Result<TokenKey> {
+pub(super) fn pin_key(reference: &str, issuer: &Issuer, name: &str) -> Result<TokenKey> {
     Ok(TokenKey {
         principal: EntityRef::parse(reference)?,
         issuer: issuer.clone(),
@@ -144,3 +144,5 @@ fn mismatch() -> Error {
 pub(super) const KIND: &str = "kube-authn-pin";
 const OF_PRINCIPAL: &str = "kube-authn-pin:first-use/principal";
 const OF_SUBJECT: &str = "kube-authn-pin:first-use/subject";
+/// Of another meaning, kept in the same way.
+pub(super) const TAKEN_OVER: &str = "kube-authn-pin:import/taken-over";

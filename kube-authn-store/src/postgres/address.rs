@@ -48,7 +48,7 @@ impl Address {
         let address = Self::of(servers);
         match address.unverified() {
             Some(server) if !is_named(query, "sslmode", "PGSSLMODE") => Err(refused(&format!(
-                "it does not say how {server} is verified: write ?sslmode=verify-full (kubeAuthn.store.url)"
+                "it does not say how {server} is verified: write ?sslmode=verify-full"
             ))),
             _ => Ok(address),
         }
@@ -129,7 +129,7 @@ fn is_named(query: &str, parameter: &str, variable: &str) -> bool {
 fn refused(why: &str) -> Error {
     Error::new(
         ErrorKind::ConfigInvalid,
-        format!("not the URL of a PostgreSQL store: {why}"),
+        format!("not the URL of a PostgreSQL database: {why}"),
     )
 }
 
