@@ -298,7 +298,9 @@ async fn keys_are_rotated_under_open_streams_and_nobody_notices() {
         .await;
     }
 
-    let (code, out, errors) = replicas.program(&["rekey"]).await;
+    let (code, _, errors) = replicas.program(&["rekey"]).await;
+    assert!(code == 1 && errors.contains("--key k2"), "{errors}");
+    let (code, out, errors) = replicas.program(&["rekey", "--key", "k2"]).await;
     assert_eq!(code, 0, "{out}{errors}");
     assert!(out.starts_with("1 written under the newest key"), "{out}");
     let (code, out, _) = replicas.program(&["keys"]).await;

@@ -3,18 +3,22 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use kube_authn_core::{Rekeyed, Result, TokenVault};
+use kube_authn::Administration;
+use kube_authn_core::{Error, ErrorKind, Rekeyed, Result, TokenVault};
 
 use crate::config::{Files, told};
 
 /// Writes every row anew that another key than the first of kubeAuthn.encryption.keys protects, as the configuration given
-/// here has it: it must be the one that the service runs with; nobody is logged out, and the
-/// service goes on meanwhile. Stopped in the middle, it goes on where it was when it is run again. Exits with 1 if rows are
-/// left.
+/// here has it: it must be the one that the service runs with, and is refused where the store shows that it is not. Nobody is
+/// logged out, and the service goes on meanwhile. Stopped in the middle, it goes on where it was when it is run again. Exits
+/// with 1 if rows are left.
 #[derive(Debug, Args)]
 pub(crate) struct Rekey {
     #[command(flatten)]
     files: Files,
+    /// The key to write under, the first one here: needed while no row is under it, to say that every service has it
+    #[arg(long, value_name = "ID")]
+    key: Option<String>,
     /// Write nothing, and say what would be written
     #[arg(long)]
     dry_run: bool,
@@ -26,6 +30,9 @@ impl Rekey {
             Ok((_, administration)) => administration,
             Err(code) => return code,
         };
+        if let Err(error) = self.refuse_stale(&administration).await {
+            return told(&error);
+        }
         if let Some(id) = administration.keys.ids().first() {
             eprintln!("kube-authn: writing under key \"{id}\", the first of kubeAuthn.encryption.keys here");
         }
@@ -55,6 +62,43 @@ impl Rekey {
         }
     }
 
+    /// What is written under a key that a service does not have, that service cannot read. So a configuration that may be
+    /// older than the services' own writes nothing.
+    async fn refuse_stale(&self, administration: &Administration) -> Result<()> {
+        let ids = administration.keys.ids();
+        let Some(first) = ids.first() else {
+            return Ok(());
+        };
+        if let Some(key) = self.key.as_deref().filter(|key| *key != first.as_str()) {
+            return Err(refused(&format!(
+                "--key is \"{}\", and the first of kubeAuthn.encryption.keys here is \"{first}\"",
+                key.escape_debug()
+            )));
+        }
+        let rows = administration.vault.rows_by_key().await?;
+        let unknown: Vec<_> = rows
+            .iter()
+            .filter(|(id, _)| !ids.contains(id) && !administration.lost.contains(id))
+            .map(|(id, rows)| format!("\"{id}\" ({rows} rows)"))
+            .collect();
+        if !unknown.is_empty() {
+            return Err(refused(&format!(
+                "the token store holds rows under keys that are not in kubeAuthn.encryption.keys here: {}: take the \
+                 configuration that the service runs with, or name a key that nobody has any more in \
+                 kubeAuthn.encryption.lost",
+                unknown.join(", ")
+            )));
+        }
+        let is_new = !rows.is_empty() && !rows.contains_key(first);
+        match is_new && self.key.is_none() && !self.dry_run {
+            true => Err(refused(&format!(
+                "no row is under key \"{first}\", the first of kubeAuthn.encryption.keys here: if every service has that key, \
+                 say so with --key {first}; if this configuration is older than theirs, they could not read what is written"
+            ))),
+            false => Ok(()),
+        }
+    }
+
     async fn all(&self, vault: &TokenVault) -> Result<Rekeyed> {
         let mut sum = Rekeyed::default();
         let mut after = None;
@@ -67,4 +111,8 @@ impl Rekey {
             }
         }
     }
+}
+
+fn refused(why: &str) -> Error {
+    Error::new(ErrorKind::ConfigInvalid, format!("nothing is written: {why}"))
 }

@@ -274,6 +274,46 @@ async fn key_of_a_file_that_changed_writes_without_a_restart_and_never_under_an_
 }
 
 #[tokio::test]
+async fn configuration_that_is_behind_never_writes_rows_that_no_service_can_read() {
+    let place = Place::new();
+    let ahead = place.vault(&["k2", "k1"]).await;
+    for name in ["alice", "bob"] {
+        ahead.log_in(&key(name), login(name, at(FAR))).await.unwrap();
+    }
+    let behind = place.vault(&["k1"]).await;
+    behind
+        .log_in(&key("carol"), login("carol", at(FAR)))
+        .await
+        .unwrap();
+    let rows = async || place.vault(&["k2", "k1"]).await.rows_by_key().await.unwrap();
+    let before = rows().await;
+
+    place.config(&["k1"]);
+    for arguments in [&["rekey"][..], &["rekey", "--key", "k1"], &["rekey", "--dry-run"]] {
+        let Run(code, out, errors) = place.run(arguments);
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{arguments:?}");
+        assert!(errors.contains("\"k2\" (2 rows)"), "{errors}");
+    }
+    // A ring of an older order, whose first key no service may have any more.
+    place.config(&["k3", "k2", "k1"]);
+    let Run(code, _, errors) = place.run(&["rekey"]);
+    assert!(code == Some(1) && errors.contains("--key k3"), "{errors}");
+    let Run(code, _, errors) = place.run(&["rekey", "--key", "k2"]);
+    assert!(
+        code == Some(1) && errors.contains("the first of kubeAuthn.encryption.keys here is \"k3\""),
+        "{errors}"
+    );
+    let Run(code, ..) = place.run(&["rekey", "--dry-run"]);
+    assert_eq!(code, Some(0));
+    assert_eq!(rows().await, before, "nothing was written");
+
+    place.config(&["k3", "k2", "k1"]);
+    let Run(code, out, _) = place.run(&["rekey", "--key", "k3"]);
+    assert_eq!(code, Some(0), "{out}");
+    assert!(out.starts_with("3 written"), "{out}");
+}
+
+#[tokio::test]
 async fn lost_key_stops_nobody_once_it_is_named() {
     let place = Place::new();
     let vault = place.vault(&["k1"]).await;
