@@ -10,17 +10,18 @@ use kube_authn_core::{AuthMetadata, CaBundle, ClusterDetails, Problem, Secret, s
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use self::source::credential_source;
+use self::{source::credential_source, store::Store};
 use crate::{backend::Backend, config::Files};
 
 mod source;
+mod store;
 
 /// Reads the files in layers, later ones over earlier ones. Exits with 1 if anything is wrong.
 #[derive(Debug, Args)]
 pub(crate) struct Check {
     #[command(flatten)]
     files: Files,
-    /// Try each cluster: who does its API server say we are?
+    /// Try each cluster: who does its API server say we are? And the token store: which key protects how many rows?
     #[arg(long)]
     connect: bool,
     /// Print one JSON object
@@ -46,6 +47,9 @@ struct Report {
     /// With `--connect` alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     connections: Option<Vec<Connection>>,
+    /// With `--connect` alone, where logins are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<Store>,
 }
 
 /// What came of trying a cluster.
@@ -79,13 +83,17 @@ impl Check {
             Ok(config) => {
                 let mut effective = effective_config(&config).await;
                 check_files(&config, &mut effective).await;
-                let connections = match self.connect {
-                    true => Some(reach(&effective).await.into_iter().map(connection).collect()),
-                    false => None,
+                let (connections, store) = match self.connect {
+                    true => (
+                        Some(reach(&effective).await.into_iter().map(connection).collect()),
+                        Store::of(&config, &effective).await,
+                    ),
+                    false => (None, None),
                 };
                 let report = self.report(effective, Backend::read(&config));
                 Report {
                     connections,
+                    store,
                     ..report
                 }
             }
@@ -95,7 +103,9 @@ impl Check {
             },
         };
         let failed = |connection: &Connection| connection.error.is_some();
-        let wrong = !report.errors.is_empty() || report.connections.iter().flatten().any(failed);
+        let wrong = !report.errors.is_empty()
+            || report.connections.iter().flatten().any(failed)
+            || report.store.as_ref().is_some_and(|store| store.is_wrong);
         let printed = match self.json {
             true => print_json(&report),
             false => print_text(&report),
@@ -122,6 +132,7 @@ impl Check {
             warnings: [effective.warnings, more_warnings].concat(),
             errors: mistakes([effective.problems, more_problems].concat()),
             connections: None,
+            store: None,
         }
     }
 
@@ -263,6 +274,9 @@ fn print_text(report: &Report) -> std::io::Result<()> {
     }
     for connection in report.connections.iter().flatten() {
         writeln!(out, "{}", connection_line(connection))?;
+    }
+    for line in report.store.iter().flat_map(Store::lines) {
+        writeln!(out, "store     {line}")?;
     }
     let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
     writeln!(

@@ -26,12 +26,37 @@ pub(crate) struct Keys {
 }
 
 /// One key, configured or found in the store.
-struct Use {
+pub(crate) struct Use {
     id: KeyId,
     rows: u64,
     writes: bool,
     configured: bool,
     lost: bool,
+}
+
+impl Use {
+    /// Whether rows cannot be read for want of it, and nobody said that it is lost.
+    pub(crate) fn is_missing(&self) -> bool {
+        !self.configured && !self.lost
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "id": self.id.as_str(), "rows": self.rows, "writes": self.writes, "configured": self.configured,
+        })
+    }
+
+    /// For people; ids are as wide as this.
+    pub(crate) fn line(&self, width: usize) -> String {
+        let note = match (self.writes, self.configured, self.lost, self.rows) {
+            (true, ..) => "writes",
+            (_, true, _, 0) => "unused: can be taken out",
+            (_, true, ..) => "reads: kube-authn rekey frees it",
+            (_, false, true, _) => "lost: its rows cannot be read",
+            (_, false, false, _) => "NOT CONFIGURED: put it back into kubeAuthn.encryption.keys",
+        };
+        format!("{:<width$}  {:>9} rows  {note}", self.id.as_str(), self.rows)
+    }
 }
 
 impl Keys {
@@ -48,7 +73,7 @@ impl Keys {
             true => print_json(&keys),
             false => print_text(&keys),
         };
-        let missing = keys.iter().any(|key| !key.configured && !key.lost);
+        let missing = keys.iter().any(Use::is_missing);
         match printed {
             Ok(()) if !missing => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,
@@ -57,7 +82,7 @@ impl Keys {
 }
 
 /// In the order of the configuration, then those that are not configured.
-async fn uses(administration: &Administration) -> Result<Vec<Use>> {
+pub(crate) async fn uses(administration: &Administration) -> Result<Vec<Use>> {
     let mut rows = administration.vault.rows_by_key().await?;
     let configured = administration.keys.ids().into_iter().enumerate();
     let mut keys: Vec<_> = configured
@@ -80,33 +105,17 @@ async fn uses(administration: &Administration) -> Result<Vec<Use>> {
 }
 
 fn print_json(keys: &[Use]) -> io::Result<()> {
-    let keys: Vec<Value> = keys
-        .iter()
-        .map(|key| {
-            json!({
-                "id": key.id.as_str(), "rows": key.rows, "writes": key.writes, "configured": key.configured,
-            })
-        })
-        .collect();
+    let keys: Vec<Value> = keys.iter().map(Use::json).collect();
     writeln!(io::stdout().lock(), "{}", json!({ "keys": keys }))
 }
 
 fn print_text(keys: &[Use]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    let width = keys
-        .iter()
-        .map(|key| key.id.as_str().len())
-        .max()
-        .unwrap_or_default();
-    for key in keys {
-        let note = match (key.writes, key.configured, key.lost, key.rows) {
-            (true, ..) => "writes",
-            (_, true, _, 0) => "unused: can be taken out",
-            (_, true, ..) => "reads: kube-authn rekey frees it",
-            (_, false, true, _) => "lost: its rows cannot be read",
-            (_, false, false, _) => "NOT CONFIGURED: put it back into kubeAuthn.encryption.keys",
-        };
-        writeln!(out, "{:<width$}  {:>9} rows  {note}", key.id.as_str(), key.rows)?;
-    }
-    Ok(())
+    lines(keys).try_for_each(|line| writeln!(out, "{line}"))
+}
+
+/// One line for each, ids in one column.
+pub(crate) fn lines(keys: &[Use]) -> impl Iterator<Item = String> {
+    let width = keys.iter().map(|key| key.id.as_str().len()).max();
+    keys.iter().map(move |key| key.line(width.unwrap_or_default()))
 }

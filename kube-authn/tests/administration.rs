@@ -314,6 +314,67 @@ async fn configuration_that_is_behind_never_writes_rows_that_no_service_can_read
 }
 
 #[tokio::test]
+async fn connect_tells_which_key_protects_how_many_rows_and_which_one_is_missing() {
+    let place = Place::new();
+    let file = place.path().join("store.db");
+    place.config(&["k1"]);
+    let Run(_, out, _) = place.run(&["check", "--connect"]);
+    assert!(!out.contains("store  ") && !file.exists(), "{out}");
+    let vault = place.vault(&["k1"]).await;
+    vault
+        .log_in(&key("alice"), login("alice", at(FAR)))
+        .await
+        .unwrap();
+
+    let Run(_, good, _) = place.run(&["check", "--connect"]);
+    place.config(&["k2"]);
+    let Run(code, bad, _) = place.run(&["check", "--connect"]);
+    let Run(_, json, _) = place.run(&["check", "--connect", "--json"]);
+
+    assert!(good.contains("store     k1          1 rows  writes\n"), "{good}");
+    assert_eq!(code, Some(1));
+    assert!(
+        bad.contains("store     k1          1 rows  NOT CONFIGURED: put it back"),
+        "{bad}"
+    );
+    assert_eq!(
+        serde_json::from_str::<Value>(&json).unwrap()["store"],
+        json!({ "keys": [
+            { "id": "k2", "rows": 0, "writes": true, "configured": true },
+            { "id": "k1", "rows": 1, "writes": false, "configured": false },
+        ]})
+    );
+    let Run(_, out, _) = place.run(&["check"]);
+    assert!(!out.contains("store  "), "{out}");
+}
+
+#[tokio::test]
+async fn keys_and_clusters_of_a_configuration_are_taken_over_together_or_not_at_all() {
+    let place = Place::new();
+    let service = place.serve(&["k1"]).await.unwrap();
+    let changed = |keys: &[&str], cluster: Value| {
+        place.config(keys);
+        let file = place.path().join("app-config.yaml");
+        let mut config: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+        let clusters = &mut config["kubernetes"]["clusterLocatorMethods"][0]["clusters"];
+        clusters.as_array_mut().unwrap().push(cluster);
+        place.write(&config)
+    };
+    let broken = json!({ "name": "b", "url": "no url", "authProvider": "clusterAuth" });
+    let other = json!({ "name": "b", "url": "https://127.0.0.1:2", "authProvider": "clusterAuth" });
+
+    // Were k2 taken over, it would write, and could not be taken out again in one step.
+    let refused = service.reload.apply(&changed(&["k2", "k1"], broken)).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConfigInvalid);
+    assert!(!service.reload.apply(&place.config(&["k1"])).await.unwrap());
+
+    // Were the cluster taken over, it would be no change any more.
+    let refused = service.reload.apply(&changed(&["k2"], other.clone())).await;
+    assert!(refused.unwrap_err().to_string().contains("\"k1\", writes"));
+    assert!(service.reload.apply(&changed(&["k1"], other)).await.unwrap());
+}
+
+#[tokio::test]
 async fn lost_key_stops_nobody_once_it_is_named() {
     let place = Place::new();
     let vault = place.vault(&["k1"]).await;

@@ -1,0 +1,75 @@
+//! `kube-authn check --connect`: which key protects how many rows of the token store.
+
+use std::path::Path;
+
+use kube_authn::Administration;
+use kube_authn_clusters::{AppConfig, EffectiveConfig, StoreConfig};
+use kube_authn_core::{Result, serde_json::Value};
+use serde::Serialize;
+
+use crate::keys::{Use, lines, uses};
+
+/// What came of opening the store.
+#[derive(Debug, Serialize)]
+pub(super) struct Store {
+    /// As `kube-authn keys --json` prints them.
+    keys: Vec<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip)]
+    lines: Vec<String>,
+    /// Whether somebody has to act.
+    #[serde(skip)]
+    pub(super) is_wrong: bool,
+}
+
+impl Store {
+    /// `None` if no cluster takes logins, if what is wrong is told already, or if nothing is kept outside the service.
+    pub(super) async fn of(config: &AppConfig, effective: &EffectiveConfig) -> Option<Self> {
+        let block = &effective.kube_authn;
+        let has_keys = !block.encryption_keys.is_empty();
+        if !effective.uses_cluster_auth() || !effective.problems.is_empty() || !has_keys {
+            return None;
+        }
+        let is_there = match &block.store {
+            Some(StoreConfig::Memory) => false,
+            // To open it would make it.
+            Some(StoreConfig::Sqlite { url }) => Path::new(url.trim_start_matches("sqlite://")).exists(),
+            None => Path::new(DEFAULT_FILE).exists(),
+            Some(_) => true,
+        };
+        match is_there {
+            true => Some(Self::counted(counted(config).await)),
+            false => None,
+        }
+    }
+
+    fn counted(keys: Result<Vec<Use>>) -> Self {
+        match keys {
+            Ok(keys) => Self {
+                keys: keys.iter().map(Use::json).collect(),
+                error: None,
+                lines: lines(&keys).collect(),
+                is_wrong: keys.iter().any(Use::is_missing),
+            },
+            Err(error) => Self {
+                keys: Vec::new(),
+                error: Some(error.to_string()),
+                lines: vec![format!("FAILED: {error}")],
+                is_wrong: true,
+            },
+        }
+    }
+
+    /// For people.
+    pub(super) fn lines(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(String::as_str)
+    }
+}
+
+async fn counted(config: &AppConfig) -> Result<Vec<Use>> {
+    uses(&Administration::open(config).await?).await
+}
+
+/// Where logins are kept without `kubeAuthn.store`.
+const DEFAULT_FILE: &str = "kube-authn.db";
