@@ -11,7 +11,7 @@ use std::{
 
 use kube_authn_core::{Claim, EntityRef, Expected, Issuer, LoginId, Subject, TokenStore, TokenVault};
 use kube_authn_store::SqliteTokenStore;
-use support::{CANARY, end, key, keys, login_of};
+use support::{CANARY, end, key, keys, log_in};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// One test, since the log is the whole process's.
@@ -36,20 +36,14 @@ async fn audit_log_tells_each_event_once_and_no_log_tells_a_token() {
     for _ in 0..3 {
         vault.pin(&alice, &issuer, &subject).await.expect("pinned");
     }
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
     let login = vault.load(&key("alice")).await.expect("loaded").expect("a login");
     let owner = LoginId::random().expect("an owner");
     let Claim::Ours(claimed) = vault.claim_refresh(&login, owner, end()).await.expect("claimed") else {
         panic!("nobody else is there");
     };
     vault.end(&claimed).await.expect("ended");
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
     let mut row = store.load(&key("alice")).await.expect("loaded").expect("a row");
     let revision = row.revision;
     row.metadata.expires_at = end() - kube_authn_core::jiff::SignedDuration::from_secs(1);

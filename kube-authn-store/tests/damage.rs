@@ -12,7 +12,7 @@ use kube_authn_store::{
     sqlx::{self, ConnectOptions, Connection, sqlite::SqliteConnectOptions},
 };
 use kube_authn_test_servers::Postgres;
-use support::{CANARY, id_token_of, key, key_of, keys, login_of};
+use support::{CANARY, id_token_of, key, key_of, keys, log_in, login_of};
 
 /// Runs each behaviour over each database.
 macro_rules! over_every_database {
@@ -191,10 +191,7 @@ async fn row_moved_to_another_user_or_issuer_never_opens(medium: Medium) {
             key_of("alice", "https://issuer.example.com/", "another"),
         ),
     ] {
-        vault
-            .log_in(&key("alice"), login_of("alice"))
-            .await
-            .expect("stored");
+        log_in(&vault, "alice").await;
         medium
             .run(format!("UPDATE kube_authn_logins SET {column} = '{value}'"))
             .await;
@@ -245,7 +242,7 @@ async fn separators_and_wildcards_in_names_never_reach_another_row(medium: Mediu
         "!a", "^a",
     ];
     for name in names {
-        vault.log_in(&key(name), login_of(name)).await.expect("stored");
+        log_in(&vault, name).await;
         let key = key_of(name, "https://issuer.example.com/'%_*:", "c'%_*: \";--");
         vault
             .log_in(&key, login_of(&format!("{name}-two")))
@@ -276,7 +273,7 @@ async fn row_that_nobody_of_us_wrote_stops_no_scan(medium: Medium) {
     let store = medium.open().await;
     let vault = TokenVault::new(store.clone(), keys());
     for name in ["a", "b", "c", "d"] {
-        vault.log_in(&key(name), login_of(name)).await.expect("stored");
+        log_in(&vault, name).await;
     }
     medium
         .run("UPDATE kube_authn_logins SET key_id = '' WHERE principal < 'user:default/c'")

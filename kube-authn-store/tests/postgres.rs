@@ -20,7 +20,7 @@ use kube_authn_core::{
 };
 use kube_authn_store::PostgresTokenStore;
 use kube_authn_test_servers::Postgres;
-use support::{CANARY, key, keys, login_of};
+use support::{CANARY, key, keys, log_in, login_of};
 
 /// The promise for a server that is back.
 const BACK: Duration = Duration::from_secs(2);
@@ -31,7 +31,7 @@ async fn restart_of_the_server_is_over_within_two_seconds_of_its_return() {
     let store = open(&server.database()).await;
     let vault = TokenVault::new(store.clone(), keys());
     for name in ["a", "b", "c"] {
-        vault.log_in(&key(name), login_of(name)).await.expect("stored");
+        log_in(&vault, name).await;
     }
 
     for crash in [false, true, false] {
@@ -101,7 +101,7 @@ async fn server_that_is_down_at_the_start_is_used_once_it_is_there() {
 async fn read_only_server_refuses_writes_by_name_and_serves_reads() {
     let server = Postgres::start();
     let vault = TokenVault::new(open(&server.database()).await, keys());
-    vault.log_in(&key("a"), login_of("a")).await.expect("stored");
+    log_in(&vault, "a").await;
 
     server.set_read_only(true);
     let error = vault
@@ -114,7 +114,7 @@ async fn read_only_server_refuses_writes_by_name_and_serves_reads() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("takes no writes"), "{error}");
     assert!(error.is_retryable() && error.retry_after().is_some());
-    vault.log_in(&key("b"), login_of("b")).await.expect("stored");
+    log_in(&vault, "b").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,7 +122,7 @@ async fn standby_serves_nobody_until_it_is_the_primary() {
     let mut primary = Postgres::start();
     let url = primary.database();
     let single = TokenVault::new(open(&url).await, keys());
-    single.log_in(&key("a"), login_of("a")).await.expect("stored");
+    log_in(&single, "a").await;
     let standby = primary.standby();
     let database = url.rsplit('/').next().expect("a database");
     let both = url.replace(
@@ -246,7 +246,7 @@ async fn login_that_ended_during_an_outage_never_lives_on() {
     let url = server.database();
     let ring = keys();
     let vault = TokenVault::new(open(&url).await, ring.clone());
-    vault.log_in(&key("a"), login_of("a")).await.expect("stored");
+    log_in(&vault, "a").await;
     let login = vault.load(&key("a")).await.expect("loaded").expect("a login");
 
     server.restart();
@@ -331,7 +331,7 @@ async fn newer_schema_is_used_as_long_as_it_says_so_and_else_refused_by_name() {
     let server = Postgres::start();
     let url = server.database();
     let old = TokenVault::new(open(&url).await, keys());
-    old.log_in(&key("a"), login_of("a")).await.expect("stored");
+    log_in(&old, "a").await;
 
     // As the next version would: more columns, with defaults.
     server.run_in(
@@ -341,7 +341,7 @@ async fn newer_schema_is_used_as_long_as_it_says_so_and_else_refused_by_name() {
     let beside = open(&url).await;
     assert!(beside.load(&key("a")).await.expect("loaded").is_some());
     assert!(old.load(&key("a")).await.expect("loaded").is_some());
-    old.log_in(&key("b"), login_of("b")).await.expect("stored");
+    log_in(&old, "b").await;
 
     server.run_in(database(&url), "INSERT INTO kube_authn_schema VALUES (3, 2)");
     let error = PostgresTokenStore::open(&url).await.expect_err("newer");
@@ -371,7 +371,7 @@ async fn user_who_may_only_write_rows_works_on_a_schema_that_is_there() {
     };
 
     let vault = TokenVault::new(open(&as_clerk(&made)).await, keys());
-    vault.log_in(&key("a"), login_of("a")).await.expect("stored");
+    log_in(&vault, "a").await;
     assert!(vault.log_out(&key("a")).await.expect("deleted"));
 
     let error = PostgresTokenStore::open(&as_clerk(&empty))
@@ -563,10 +563,7 @@ fn assert_down(error: &Error) {
 /// A row as the vault would write it.
 async fn record(store: &PostgresTokenStore, number: u64) -> TokenRecord {
     let vault = TokenVault::new(store.clone(), keys());
-    vault
-        .log_in(&key("template"), login_of("template"))
-        .await
-        .expect("stored");
+    log_in(&vault, "template").await;
     let mut row = store
         .load(&key("template"))
         .await

@@ -19,7 +19,7 @@ use kube_authn_core::{
 };
 use kube_authn_store::{CachingTokenStore, KeyRing, RedisOptions, RedisTokenStore};
 use kube_authn_test_servers::{COMMANDS, Cluster, Redis, Sentinels, Signal};
-use support::{CANARY, id_token_of, key, key_of, keys, login_of};
+use support::{CANARY, id_token_of, key, key_of, keys, log_in, login_of};
 use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
@@ -113,10 +113,7 @@ async fn row_moved_to_another_user_issuer_or_client_never_opens() {
         key_of("alice", "https://evil.example.com/", "kubernetes"),
         key_of("alice", "https://issuer.example.com/", "another"),
     ] {
-        vault
-            .log_in(&key("alice"), login_of("alice"))
-            .await
-            .expect("stored");
+        log_in(&vault, "alice").await;
         admin
             .ask::<()>(&[b"RENAME", &name(&key("alice")), &name(&moved)])
             .await;
@@ -139,10 +136,7 @@ async fn old_row_put_back_never_serves_who_saw_a_newer_one() {
         .await
         .expect("stored");
     let old = admin.row(&key("alice")).await;
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
 
     admin.put(&key("alice"), &old).await;
 
@@ -165,7 +159,7 @@ async fn what_is_no_row_of_ours_is_damaged_and_hides_nobody_elses_row() {
     ];
     for garbage in garbage {
         for name in ["alice", "bob", "carol"] {
-            vault.log_in(&key(name), login_of(name)).await.expect("stored");
+            log_in(&vault, name).await;
         }
         admin.ask::<()>(&[b"DEL", &row]).await;
         admin.ask::<()>(garbage).await;
@@ -197,7 +191,7 @@ async fn index_entry_without_a_row_is_nobodys_login() {
     let store = open(&redis.url()).await;
     let vault = TokenVault::new(store.clone(), keys());
     for name in ["alice", "bob"] {
-        vault.log_in(&key(name), login_of(name)).await.expect("stored");
+        log_in(&vault, name).await;
     }
 
     // As an eviction does.
@@ -236,10 +230,7 @@ async fn restart_of_redis_is_unavailable_and_then_over() {
     let mut redis = Redis::start();
     let store = open(&redis.url()).await;
     let vault = TokenVault::new(store.clone(), keys());
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
     let before = vault.load(&key("alice")).await.expect("loaded").expect("a login");
     let mut events = store.events().await.expect("events");
 
@@ -268,10 +259,7 @@ async fn restart_of_redis_is_unavailable_and_then_over() {
 async fn cache_never_serves_a_row_while_redis_is_out_of_reach() {
     let mut redis = Redis::start();
     let vault = vault(&redis, &keys()).await;
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
     let cache = CachingTokenStore::new(open(&redis.url()).await);
     let begin = Instant::now();
     // Kept once the cache hears what changes: then it is served without Redis for as long as that takes to find out.
@@ -293,10 +281,7 @@ async fn failover_of_sentinels_needs_no_restart_of_ours() {
     let mut sentinels = Sentinels::start();
     let store = open(&sentinels.url()).await;
     let vault = TokenVault::new(store.clone(), keys());
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
     let before = vault.load(&key("alice")).await.expect("loaded").expect("a login");
     let mut events = store.events().await.expect("events");
     sentinels.primary().wait_for_replica();
@@ -322,10 +307,7 @@ async fn demoted_primary_that_lives_on_gets_no_more_writes_of_ours() {
     let mut sentinels = Sentinels::start();
     let store = open(&sentinels.url()).await;
     let vault = TokenVault::new(store.clone(), keys());
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
 
     sentinels.primary().wait_for_replica();
     sentinels.swap();
@@ -341,10 +323,7 @@ async fn primary_that_is_demoted_in_place_is_never_read_again_until_it_is_one() 
     let redis = Redis::start();
     let store = open(&redis.url()).await;
     let vault = TokenVault::new(store.clone(), keys());
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
     let row = store.load(&key("alice")).await.expect("loaded").expect("a row");
     let mut next = row.clone();
     next.revision.number += 1;
@@ -382,10 +361,7 @@ async fn replica_that_takes_writes_is_never_written_to() {
     let redis = Redis::start();
     let store = open(&redis.url()).await;
     let vault = TokenVault::new(store.clone(), keys());
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
 
     redis.run(&["CONFIG", "SET", "replica-read-only", "no"]);
     demote(&redis);
@@ -399,10 +375,7 @@ async fn replica_that_takes_writes_is_never_written_to() {
 async fn cache_never_serves_on_beside_a_demoted_primary() {
     let redis = Redis::start();
     let vault = vault(&redis, &keys()).await;
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
     let cache = CachingTokenStore::new(open(&redis.url()).await);
     cache.load(&key("alice")).await.expect("loaded");
     let mut events = cache.events().await.expect("subscribed");
@@ -426,10 +399,7 @@ async fn address_that_leads_to_a_replica_after_a_reconnect_is_never_read() {
     let address = Crossing::new(&primary).await;
     let store = open(&address.url()).await;
     let vault = TokenVault::new(store.clone(), keys());
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
     // Once it follows, which it may not have done when alice logged in.
     until(|| replica.run(&["EXISTS", "{kube-authn}:logins"]) == "1").await;
     // The logout never gets there.
@@ -489,10 +459,7 @@ async fn redis_that_may_not_write_is_still_read_over_a_new_connection() {
     let redis = Redis::start();
     let store = open(&redis.url()).await;
     let vault = TokenVault::new(store.clone(), keys());
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
     for (setting, before, hint) in [
         ("maxmemory", "0", "raise maxmemory"),
         ("min-replicas-to-write", "0", "min-replicas-to-write"),
@@ -516,10 +483,7 @@ async fn failover_of_a_cluster_needs_no_restart_of_ours() {
     let mut cluster = Cluster::start();
     let store = open(&cluster.url()).await;
     let vault = TokenVault::new(store.clone(), keys());
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
     let mut events = store.events().await.expect("events");
     cluster.primary().wait_for_replica();
 
@@ -540,17 +504,11 @@ async fn handed_over_slot_is_followed_without_an_error() {
     let mut cluster = Cluster::start();
     let store = open(&cluster.url()).await;
     let vault = TokenVault::new(store.clone(), keys());
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
 
     cluster.hand_over();
 
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
     assert_eq!(id_token(&vault, &key("alice")).await, Some(id_token_of("alice")));
 }
 
@@ -559,10 +517,7 @@ async fn redis_that_stalls_costs_a_time_limit_and_no_more() {
     let redis = Redis::start();
     let store = open(&redis.url()).await;
     let vault = TokenVault::new(store.clone(), keys());
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
 
     redis.run(&["CLIENT", "PAUSE", "3000", "ALL"]);
     let error = store.load(&key("alice")).await.expect_err("it stalls");
@@ -578,10 +533,7 @@ async fn full_redis_refuses_a_save_and_leaves_the_row_as_it_was() {
     let redis = Redis::start();
     let store = open(&redis.url()).await;
     let vault = TokenVault::new(store.clone(), keys());
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
     let row = store.load(&key("alice")).await.expect("loaded").expect("a row");
     let mut next = row.clone();
     next.revision.number += 1;
@@ -646,14 +598,8 @@ async fn user_with_the_documented_rights_suffices_and_with_less_the_start_is_ref
     let store = open(&with_less("enough", "+ping")).await;
     let vault = TokenVault::new(store.clone(), keys());
     let mut events = store.events().await.expect("events");
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
+    log_in(&vault, "alice").await;
     assert_eq!(
         store.list(&key("alice").principal).await.expect("a list").len(),
         1

@@ -15,7 +15,7 @@ use kube_authn_store::{
     sqlx::{self, ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions},
 };
 use proptest::prelude::*;
-use support::{CANARY, fixed_keys, id_token_of, key, keys, login_of};
+use support::{CANARY, fixed_keys, id_token_of, key, keys, log_in, login_of};
 
 #[tokio::test]
 async fn file_never_holds_a_readable_token() {
@@ -157,10 +157,7 @@ async fn tables_of_another_program_in_the_same_file_are_left_alone() {
     run(&mut sql, "PRAGMA user_version = 7").await;
 
     let vault = TokenVault::new(open(&path).await, keys());
-    vault
-        .log_in(&key("alice"), login_of("alice"))
-        .await
-        .expect("stored");
+    log_in(&vault, "alice").await;
 
     let count: i64 = sqlx::query_scalar("SELECT count(*) FROM cluster_tokens")
         .fetch_one(&mut sql)
@@ -198,10 +195,7 @@ fn any_bytes_in_a_row_never_panic() {
     let (store, vault) = runtime.block_on(async {
         let store = open(&path).await;
         let vault = TokenVault::new(store.clone(), fixed_keys());
-        vault
-            .log_in(&key("alice"), login_of("alice"))
-            .await
-            .expect("stored");
+        log_in(&vault, "alice").await;
         (store, vault)
     });
     let good = runtime

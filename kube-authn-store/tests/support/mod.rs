@@ -3,7 +3,8 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use kube_authn_core::{
-    ClientId, EntityRef, Issuer, KeyId, NewLogin, Secret, Subject, Token, TokenKey, TokenSet, jiff::Timestamp,
+    ClientId, EntityRef, Issuer, KeyId, NewLogin, Secret, Subject, Token, TokenKey, TokenSet, TokenVault,
+    jiff::Timestamp,
 };
 use kube_authn_store::KeyRing;
 
@@ -47,6 +48,12 @@ pub(crate) fn login_of(owner: &str) -> NewLogin {
         })
         .with_refresh_token(Secret::new(format!("{CANARY}.refresh.{owner}")));
     NewLogin::new(Subject::new(owner).expect("a subject"), tokens, end())
+}
+
+/// Stores a login that tells whose it is.
+pub(crate) async fn log_in(vault: &TokenVault, name: &str) {
+    let stored = vault.log_in(&key(name), login_of(name)).await;
+    stored.expect("stored");
 }
 
 pub(crate) fn id_token_of(owner: &str) -> Secret {
