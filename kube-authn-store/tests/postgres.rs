@@ -20,7 +20,7 @@ use kube_authn_core::{
 };
 use kube_authn_store::PostgresTokenStore;
 use kube_authn_test_servers::Postgres;
-use support::{CANARY, key, keys, log_in, login_of};
+use support::{CANARY, end, key, keys, log_in, login_of};
 
 /// The issue's promise for a server that is back.
 const BACK: Duration = Duration::from_secs(2);
@@ -79,6 +79,52 @@ async fn connections_that_died_while_idle_cost_a_reader_no_error() {
 
     for _ in 0..20 {
         assert_eq!(store.load(&key("a")).await.expect("loaded"), None);
+    }
+}
+
+/// The server logs how it runs each statement, so what is looked at are the store's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_statement_reads_more_of_the_table_than_it_gives() {
+    let server = Postgres::start_with(&[
+        ("fsync", "off"),
+        ("session_preload_libraries", "auto_explain"),
+        ("auto_explain.log_min_duration", "0"),
+    ]);
+    let url = server.database();
+    let database = url.rsplit('/').next().expect("its name");
+    let store = open(&url).await;
+    // A few megabytes: less is read faster than it is searched.
+    server.run_in(
+        database,
+        "INSERT INTO kube_authn_logins \
+         SELECT 'user:default/u' || n, 'https://issuer.example.com/', 'kubernetes', decode(md5(n::text), 'hex'), 1, 's', \
+                n, true, NULL, NULL, 0, 0, 'k1', convert_to(repeat('x', 1500), 'UTF8') \
+         FROM generate_series(1001, 3000) AS n",
+    );
+    server.run_in(database, "ANALYZE kube_authn_logins");
+
+    let middle = key("u2000");
+    let page = store.scan(Some(&middle), 50).await.expect("a page");
+    let listed = store.list(&middle.principal).await.expect("listed");
+    let loaded = store.load(&middle).await.expect("loaded");
+    let deleted = store.delete(&middle).await.expect("deleted");
+    let purged = store.purge(end(), 50).await.expect("purged");
+    store.close().await;
+
+    assert_eq!((page.len(), listed.len(), purged), (50, 1, 50));
+    assert!(loaded.is_some() && deleted);
+    let log = server.log();
+    for index in ["kube_authn_logins_pkey", "kube_authn_logins_by_end"] {
+        assert!(log.contains(&format!("using {index}")), "{index} is not used");
+    }
+    for plan in log.split("Query Text:").skip(1) {
+        assert!(
+            !plan.contains("Seq Scan on kube_authn_logins"),
+            "reads all rows: {plan}"
+        );
+        // Those of one user are put in order once they are read.
+        let of_one = plan.contains("WHERE principal = $1 ORDER");
+        assert!(of_one || !plan.contains("Sort Key"), "sorts: {plan}");
     }
 }
 

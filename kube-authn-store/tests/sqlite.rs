@@ -12,7 +12,7 @@ use kube_authn_core::{
 };
 use kube_authn_store::{
     SqliteTokenStore,
-    sqlx::{self, ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions},
+    sqlx::{self, ConnectOptions, Connection, Row, SqliteConnection, sqlite::SqliteConnectOptions},
 };
 use proptest::prelude::*;
 use support::{CANARY, fixed_keys, id_token_of, key, keys, log_in, login_of};
@@ -87,6 +87,44 @@ async fn full_disk_fails_the_write_and_nothing_else() {
         .log_out(&key("u0"))
         .await
         .expect("a full disk can be emptied");
+}
+
+/// By what the store's statements choose rows, and in which order.
+#[tokio::test]
+async fn indexes_serve_pages_lists_and_purges_without_sorting() {
+    let (_folder, path) = file();
+    open(&path).await.close().await;
+    let mut sql = connect(&path).await;
+    for (chosen, index) in [
+        ("principal = ?1 AND issuer = ?2 AND client_id = ?3", BY_KEY),
+        ("principal = ?1 ORDER BY issuer, client_id", BY_KEY),
+        (
+            "(principal, issuer, client_id) > (?1, ?2, ?3) ORDER BY principal, issuer, client_id LIMIT ?4",
+            BY_KEY,
+        ),
+        (
+            "expires_at < ?1 AND (refreshing_until IS NULL OR refreshing_until <= ?1) ORDER BY expires_at LIMIT ?2",
+            "kube_authn_logins_by_end",
+        ),
+    ] {
+        let explained = format!("EXPLAIN QUERY PLAN SELECT sealed FROM kube_authn_logins WHERE {chosen}");
+        let steps = sqlx::query(sqlx::AssertSqlSafe(explained))
+            .fetch_all(&mut sql)
+            .await;
+
+        let steps: Vec<String> = steps
+            .expect("a plan")
+            .iter()
+            .map(|step| step.get("detail"))
+            .collect();
+        let [step] = &steps[..] else {
+            panic!("{chosen} takes more than a search: {steps:?}");
+        };
+        assert!(
+            step.starts_with(&format!("SEARCH kube_authn_logins USING INDEX {index} ")),
+            "{chosen}: {step}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -282,3 +320,6 @@ async fn assert_sound(path: &Path) {
 fn entry_mode(path: &Path) -> std::fs::Metadata {
     std::fs::metadata(path).expect("metadata")
 }
+
+/// The index that SQLite makes for the primary key.
+const BY_KEY: &str = "sqlite_autoindex_kube_authn_logins_1";
