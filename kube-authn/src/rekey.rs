@@ -1,6 +1,9 @@
 //! `kube-authn rekey`: writes the rows of the token store anew under the newest key.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 use clap::Args;
 use kube_authn::Administration;
@@ -36,10 +39,14 @@ impl Rekey {
         if let Some(id) = administration.keys.ids().first() {
             eprintln!("kube-authn: writing under key \"{id}\", the first of kubeAuthn.encryption.keys here");
         }
-        let done = match self.all(&administration.vault).await {
-            Ok(done) => done,
-            Err(error) => return told(&error),
-        };
+        let mut done = Rekeyed::default();
+        if let Err(error) = self.all(&administration.vault, &mut done).await {
+            eprintln!(
+                "kube-authn: it stopped behind row {}: run it again for the rest",
+                visited(&done)
+            );
+            return told(&error);
+        }
         let what = if self.dry_run { "to be written" } else { "written" };
         println!(
             "{} {what} under the newest key, {} protected by it already, {} being refreshed, {} that do not open",
@@ -99,15 +106,22 @@ impl Rekey {
         }
     }
 
-    async fn all(&self, vault: &TokenVault) -> Result<Rekeyed> {
-        let mut sum = Rekeyed::default();
+    /// Adds up what is done, and on a terminal shows how far it is.
+    async fn all(&self, vault: &TokenVault, sum: &mut Rekeyed) -> Result<()> {
+        let shows = io::stderr().is_terminal();
         let mut after = None;
         loop {
-            let (done, next) = vault.rekey(after.as_ref(), self.dry_run).await?;
-            sum += done;
-            match next {
-                Some(next) => after = Some(next),
-                None => return Ok(sum),
+            let page = vault.rekey(after.as_ref(), self.dry_run).await;
+            if shows {
+                // The line begins anew with every page, and is empty at the end.
+                eprint!("\r\x1b[K");
+            }
+            let (done, next) = page?;
+            *sum += done;
+            let Some(next) = next else { return Ok(()) };
+            after = Some(next);
+            if shows {
+                eprint!("kube-authn: {} rows so far", visited(sum));
             }
         }
     }
@@ -115,4 +129,8 @@ impl Rekey {
 
 fn refused(why: &str) -> Error {
     Error::new(ErrorKind::ConfigInvalid, format!("nothing is written: {why}"))
+}
+
+fn visited(done: &Rekeyed) -> u64 {
+    done.rewritten + done.current + done.busy + done.damaged
 }

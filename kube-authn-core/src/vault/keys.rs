@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, ops::AddAssign};
 
 use jiff::{SignedDuration, Timestamp};
+use tokio::task::{JoinError, JoinSet};
 
 use super::{ATTEMPTS, TokenVault, row};
-use crate::{ErrorKind, Expected, KeyId, Result, TokenKey, TokenRecord};
+use crate::{Error, ErrorKind, Expected, KeyId, Result, TokenKey, TokenRecord};
 
 /// What came of writing rows under the newest key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +31,20 @@ impl AddAssign for Rekeyed {
     }
 }
 
+impl Rekeyed {
+    fn count(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Rewritten => self.rewritten += 1,
+            Outcome::Current => self.current += 1,
+            Outcome::Busy => self.busy += 1,
+            Outcome::Damaged => self.damaged += 1,
+            Outcome::Gone => {}
+        }
+    }
+}
+
 /// What happened to one row.
+#[derive(Clone, Copy)]
 enum Outcome {
     Rewritten,
     Current,
@@ -68,11 +82,12 @@ impl TokenVault {
     /// nothing is written.
     ///
     /// No login ends by it: its tokens, handle and metadata stay, only its revision is the next one. A row that a refresh
-    /// holds is left alone, since the refresh could not save what it got. Running it again does what is left to do.
+    /// holds is left alone, since the refresh could not save what it got. Running it again does what is left to do. Eight
+    /// rows are on their way to the store at a time, each in a save of its own. To be called in a tokio runtime.
     ///
     /// # Errors
-    /// As [`TokenStore::scan`](crate::TokenStore::scan) and [`TokenStore::save`](crate::TokenStore::save); rows that were
-    /// written stay written.
+    /// As [`TokenStore::scan`](crate::TokenStore::scan) and [`TokenStore::save`](crate::TokenStore::save): the first one,
+    /// after which no other row of the page is begun. Rows that were written stay written.
     pub async fn rekey(
         &self,
         after: Option<&TokenKey>,
@@ -81,17 +96,35 @@ impl TokenVault {
         let newest = self.newest_key()?;
         let page = self.0.store.scan(after, PAGE).await?;
         let next = page.last().map(|(key, _)| key.clone());
+        let done = self.rekey_page(page, &newest, dry_run).await?;
+        Ok((done, next))
+    }
+
+    async fn rekey_page(
+        &self,
+        page: Vec<(TokenKey, TokenRecord)>,
+        newest: &KeyId,
+        dry_run: bool,
+    ) -> Result<Rekeyed> {
         let mut done = Rekeyed::default();
-        for (key, record) in page {
-            match self.rekey_row(&key, record, &newest, dry_run).await? {
-                Outcome::Rewritten => done.rewritten += 1,
-                Outcome::Current => done.current += 1,
-                Outcome::Busy => done.busy += 1,
-                Outcome::Damaged => done.damaged += 1,
-                Outcome::Gone => {}
+        let mut failed = None;
+        let mut rows = page.into_iter();
+        let mut running = JoinSet::new();
+        loop {
+            while running.len() < AT_ONCE
+                && failed.is_none()
+                && let Some((key, record)) = rows.next()
+            {
+                let (vault, newest) = (self.clone(), newest.clone());
+                running.spawn(async move { vault.rekey_row(&key, record, &newest, dry_run).await });
+            }
+            match running.join_next().await {
+                Some(Ok(Ok(outcome))) => done.count(outcome),
+                Some(Ok(Err(error))) => failed = failed.or(Some(error)),
+                Some(Err(source)) => failed = failed.or_else(|| Some(broke_off(source))),
+                None => return failed.map_or(Ok(done), Err),
             }
         }
-        Ok((done, next))
     }
 
     /// The key that seals now.
@@ -149,7 +182,14 @@ fn is_held(record: &TokenRecord, now: Timestamp) -> bool {
     mark.is_some_and(|mark| mark.until.saturating_add(LATE_SAVE).is_ok_and(|end| end > now))
 }
 
+fn broke_off(source: JoinError) -> Error {
+    let what = "could not write a login under the newest key: the task broke off, run it again";
+    Error::new(ErrorKind::Unexpected, what).with_source(source)
+}
+
 /// Rows in memory at once, at some two KiB each.
 const PAGE: u32 = 500;
 /// A call to the issuer ends by its mark's deadline, and saving what it gave takes a few seconds more at worst.
 const LATE_SAVE: SignedDuration = SignedDuration::from_secs(60);
+/// Saves wait for the network and the disk together; fewer than a store's connections, so that logins are not kept waiting.
+const AT_ONCE: usize = 8;
