@@ -24,9 +24,10 @@ use kube_authn_core::{
     KeyId, Rekeyed, Secret, Token, TokenStore, TokenVault,
     jiff::{SignedDuration, Timestamp},
 };
-use kube_authn_store::{KeyRing, PostgresTokenStore, SqliteTokenStore};
-use kube_authn_test_servers::Postgres;
+use kube_authn_store::{KeyRing, PostgresTokenStore, RedisTokenStore, SqliteTokenStore};
+use kube_authn_test_servers::{Postgres, Redis};
 use support::{end, key, login_of};
+use tokio::task::JoinSet;
 
 /// What one step cost.
 struct Cost {
@@ -73,33 +74,29 @@ fn ring(ids: &[u8]) -> KeyRing {
 
 /// Half of the logins ended long ago; each has a token of the size that issuers make.
 async fn fill(vault: &TokenVault, logins: usize) {
-    let writers = (0..WRITERS).map(|writer| async move {
-        for number in (writer..logins).step_by(WRITERS) {
-            let name = format!("user-{number:06}");
-            let mut login = login_of(&name);
-            if number % 2 == 0 {
-                login.expires_at = Timestamp::UNIX_EPOCH;
+    let mut writers = JoinSet::new();
+    for writer in 0..WRITERS {
+        let vault = vault.clone();
+        writers.spawn(async move {
+            for number in (writer..logins).step_by(WRITERS) {
+                let name = name(number);
+                let mut login = login_of(&name);
+                if number % 2 == 0 {
+                    login.expires_at = Timestamp::UNIX_EPOCH;
+                }
+                login.tokens.id_token = Some(Token {
+                    secret: Secret::new(vec![b'x'; TOKEN_BYTES]),
+                    expires_at: end(),
+                });
+                vault.log_in(&key(&name), login).await.expect("stored");
             }
-            login.tokens.id_token = Some(Token {
-                secret: Secret::new(vec![b'x'; TOKEN_BYTES]),
-                expires_at: end(),
-            });
-            vault.log_in(&key(&name), login).await.expect("stored");
-        }
-    });
-    futures_of(writers.collect()).await;
+        });
+    }
+    writers.join_all().await;
 }
 
-async fn futures_of(all: Vec<impl Future<Output = ()>>) {
-    let mut all: Vec<_> = all.into_iter().map(Box::pin).collect();
-    std::future::poll_fn(|context| {
-        all.retain_mut(|one| one.as_mut().poll(context).is_pending());
-        match all.is_empty() {
-            true => std::task::Poll::Ready(()),
-            false => std::task::Poll::Pending,
-        }
-    })
-    .await;
+fn name(number: usize) -> String {
+    format!("user-{number:06}")
 }
 
 async fn rekey(vault: &TokenVault) -> Rekeyed {
@@ -122,6 +119,16 @@ async fn listed(vault: &TokenVault) -> usize {
     }
 }
 
+/// What `GET /status` asks the store, of users all over it.
+async fn statuses(vault: &TokenVault, logins: usize) -> usize {
+    let mut seen = 0;
+    for number in (0..STATUSES).map(|number| number * logins / STATUSES) {
+        let user = key(&name(number)).principal;
+        seen += vault.list(&user).await.expect("listed").len();
+    }
+    seen
+}
+
 async fn purge(vault: &TokenVault) -> usize {
     let long_ago = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1);
     let mut sum = 0;
@@ -138,31 +145,27 @@ async fn purge(vault: &TokenVault) -> usize {
 async fn looked_after(medium: &str, store: impl TokenStore + Clone, logins: usize) {
     let mut costs = Vec::new();
     let old = TokenVault::new(store.clone(), ring(&[1]));
-    let begin = Instant::now();
-    fill(&old, logins).await;
-    let filled = begin.elapsed();
+    measured("fill", &mut costs, fill(&old, logins)).await;
     let vault = TokenVault::new(store, ring(&[2, 1]));
 
-    let keys = measured("keys", &mut costs, vault.rows_by_key())
-        .await
-        .expect("counted");
+    let keys = measured("keys", &mut costs, vault.rows_by_key()).await;
     let seen = measured("list", &mut costs, listed(&vault)).await;
-    let count = measured("count", &mut costs, vault.count(u32::MAX))
-        .await
-        .expect("counted");
-    let alice = key("user-000001");
-    let status = measured("status of one", &mut costs, vault.list(&alice.principal)).await;
+    let count = measured("count", &mut costs, vault.count(u32::MAX)).await;
+    let status = measured("100 statuses", &mut costs, statuses(&vault, logins)).await;
     let done = measured("rekey", &mut costs, rekey(&vault)).await;
+    let again = measured("rekey again", &mut costs, rekey(&vault)).await;
     let purged = measured("purge", &mut costs, purge(&vault)).await;
 
-    assert_eq!(keys.values().sum::<u64>(), logins as u64);
-    assert_eq!((seen, status.expect("listed").len()), (logins, 1));
+    assert_eq!(keys.expect("counted").values().sum::<u64>(), logins as u64);
+    assert_eq!((seen, status), (logins, STATUSES));
+    let count = count.expect("counted");
     assert_eq!(count.usable + count.refreshable, logins as u64);
     assert_eq!((done.rewritten, done.damaged), (logins as u64, 0));
+    assert_eq!((again.rewritten, again.current), (0, logins as u64));
     assert_eq!(purged, logins.div_ceil(2));
     assert_eq!(listed(&vault).await, logins / 2);
-    assert!(vault.load(&alice).await.expect("loaded").is_some());
-    eprintln!("{medium}, {logins} logins: filled in {filled:.1?}");
+    assert!(vault.load(&key(&name(1))).await.expect("loaded").is_some());
+    eprintln!("{medium}, {logins} logins");
     for cost in &costs {
         eprintln!("  {:<14} {:>9.1?}  +{} KiB", cost.what, cost.took, cost.grew);
         assert!(
@@ -181,26 +184,29 @@ fn sizes() -> &'static [usize] {
     }
 }
 
-/// One after the other: they measure the same process.
+/// One after the other: they measure the same process. All three wait for the disk, as they are deployed.
 #[tokio::test(flavor = "multi_thread")]
 async fn looking_after_many_logins_takes_bounded_memory() {
-    let server = Postgres::start();
+    let postgres = Postgres::start_with(&[]);
     for logins in sizes() {
         let folder = tempfile::tempdir().expect("a folder");
         let url = format!("sqlite://{}/logins.db", folder.path().display());
-        looked_after(
-            "SQLite",
-            SqliteTokenStore::open(&url).await.expect("open"),
-            *logins,
-        )
-        .await;
-        let store = PostgresTokenStore::open(&server.database()).await.expect("open");
+        let store = SqliteTokenStore::open(&url).await.expect("open");
+        looked_after("SQLite", store, *logins).await;
+        let store = PostgresTokenStore::open(&postgres.database())
+            .await
+            .expect("open");
         looked_after("PostgreSQL", store, *logins).await;
+        let redis = Redis::start_with(&[("appendfsync", "always")]);
+        let store = RedisTokenStore::open(&redis.url()).await.expect("open");
+        looked_after("Redis", store, *logins).await;
     }
 }
 
-/// As many as both stores take at once.
+/// As many as a store takes at once.
 const WRITERS: usize = 8;
+/// Users whose status is asked for.
+const STATUSES: usize = 100;
 /// An ID token with a few groups.
 const TOKEN_BYTES: usize = 1_500;
 /// Pages, the pools' buffers, the database's cache, and what the vault remembers of logins (10 MB): a hundred thousand rows are
