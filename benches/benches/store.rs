@@ -9,12 +9,15 @@
     reason = "a bench: criterion makes the functions"
 )]
 
+#[path = "store/postgres.rs"]
+mod postgres;
 #[path = "store/redis.rs"]
 mod redis;
+#[path = "store/sqlite.rs"]
+mod sqlite;
 
 use std::{
     hint::black_box,
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -31,29 +34,19 @@ use kube_authn_core::{
     Claim, ClientId, Clock, EntityRef, Expected, Issuer, KeyId, Login, LoginId, NewLogin, Revision, Sealer,
     Secret, Subject, SystemClock, Token, TokenKey, TokenRecord, TokenSet, TokenStore, TokenVault,
 };
-use kube_authn_store::{KeyRing, SqliteTokenStore};
-use sqlx::{
-    ConnectOptions, Row, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
-};
+use kube_authn_store::KeyRing;
 use tokio::runtime::Runtime;
-
-#[path = "store/postgres.rs"]
-mod postgres;
 
 const ROUNDS: usize = 15;
 /// Loads and saves of each subject.
 const LOADS: usize = 6_000;
 const SAVES: usize = 600;
-/// Logins in the file.
+/// Logins in each store.
 const LOGINS: usize = 1_000;
 
 fn main() {
     let runtime = Runtime::new().expect("a runtime");
-    let folder = tempfile::tempdir().expect("a folder");
-    let bench = runtime.block_on(Bench::new(&folder.path().join("logins.db")));
-    bench.load(&runtime);
-    bench.save(&runtime);
+    sqlite::run(&runtime);
     postgres::run(&runtime);
     redis::run(&runtime);
     seal();
@@ -62,67 +55,71 @@ fn main() {
     criterion.final_summary();
 }
 
-struct Bench {
-    vault: TokenVault,
-    store: SqliteTokenStore,
-    reader: SqlitePool,
-    writer: SqlitePool,
+/// The statements of a store with nothing around them, on the same database with the same settings.
+trait Bare {
+    /// What the statements are called, load and save.
+    const NAMES: [&str; 2];
+
+    /// Reads the row; the sealed bytes are all that is taken from it.
+    async fn load(&mut self, key: &TokenKey) -> Vec<u8>;
+
+    /// Writes the row if it is at this revision.
+    async fn save(&mut self, key: &TokenKey, record: &TokenRecord, before: Revision);
 }
 
-impl Bench {
-    async fn new(file: &Path) -> Self {
-        let url = format!("sqlite://{}", file.display());
-        let store = SqliteTokenStore::open(&url).await.expect("a store");
+/// A store, its bare statements, and the vault over it.
+struct Bench<S, B> {
+    medium: &'static str,
+    vault: TokenVault,
+    store: S,
+    bare: B,
+}
+
+impl<S: TokenStore + Clone, B: Bare> Bench<S, B> {
+    /// Fills the store.
+    async fn new(medium: &'static str, store: S, bare: B) -> Self {
         let vault = TokenVault::new(store.clone(), ring());
         for number in 0..LOGINS {
             vault.log_in(&key(number), login()).await.expect("a login");
         }
-        // As the store opens it.
-        let options = SqliteConnectOptions::new()
-            .filename(file)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(Duration::from_secs(5))
-            .disable_statement_logging();
-        let pool = |connections| {
-            SqlitePoolOptions::new()
-                .max_connections(connections)
-                .test_before_acquire(false)
-                .connect_lazy_with(options.clone())
-        };
         Self {
+            medium,
             vault,
             store,
-            reader: pool(4),
-            writer: pool(1),
+            bare,
         }
     }
 
+    fn run(&mut self, runtime: &Runtime) {
+        let loads = self.load(runtime);
+        self.tell("load", B::NAMES[0], "vault.load", &loads);
+        let saves = self.save(runtime);
+        self.tell("save", B::NAMES[1], "vault.save_refresh_token", &saves);
+    }
+
     /// One load at a time, like saves: a batch of one subject may meet a busier machine than the next one's.
-    fn load(&self, runtime: &Runtime) {
+    fn load(&mut self, runtime: &Runtime) -> Rounds<f64, 3> {
         let mut random = 1;
-        let rounds: Rounds<f64, 3> = Rounds::run(LOADS, |subject| {
+        Rounds::run(LOADS, |subject| {
             let key = key(next_random(&mut random) % LOGINS);
             runtime.block_on(async {
                 let start = Instant::now();
                 match subject {
-                    0 => drop(black_box(self.bare_load(&key).await)),
+                    0 => drop(black_box(self.bare.load(&key).await)),
                     1 => drop(black_box(self.store.load(&key).await.expect("a row"))),
                     _ => drop(black_box(self.vault.load(&key).await.expect("a login"))),
                 }
                 micros(start.elapsed())
             })
-        });
-        table("load", ["bare SELECT", "store.load", "vault.load"], &rounds);
-        report(8, "load, sealed, SQLite", &figure(&rounds, 2), "≤ 1.15 × bare");
+        })
     }
 
     /// One save at a time, each subject of a login of its own: a save waits for the disk, whose moods change by the
     /// second. `save_refresh_token` is the vault's save of one statement.
-    fn save(&self, runtime: &Runtime) {
+    fn save(&mut self, runtime: &Runtime) -> Rounds<f64, 3> {
         let keys = [key(0), key(1), key(2)];
         let mut claimed = runtime.block_on(claim(&self.vault, &keys[2]));
-        let rounds: Rounds<f64, 3> = Rounds::run(SAVES, |subject| {
+        Rounds::run(SAVES, |subject| {
             runtime.block_on(async {
                 let key = &keys[subject];
                 let present = self.store.load(key).await.expect("a row").expect("a login");
@@ -130,7 +127,7 @@ impl Bench {
                 let token = Secret::new("r".repeat(64));
                 let start = Instant::now();
                 match subject {
-                    0 => self.bare_save(key, &next, before).await,
+                    0 => self.bare.save(key, &next, before).await,
                     1 => {
                         let saved = self.store.save(key, &next, Expected::At(before)).await;
                         saved.expect("saved");
@@ -142,57 +139,18 @@ impl Bench {
                 }
                 micros(start.elapsed())
             })
-        });
+        })
+    }
+
+    fn tell(&self, verb: &str, bare: &str, vault: &str, rounds: &Rounds<f64, 3>) {
+        let (bare, store) = (format!("bare {bare}"), format!("store.{verb}"));
         table(
-            "save",
-            ["bare UPDATE", "store.save", "vault.save_refresh_token"],
-            &rounds,
+            &format!("{}: {verb}", self.medium),
+            [&bare, &store, vault],
+            rounds,
         );
-        report(8, "save, sealed, SQLite", &figure(&rounds, 2), "≤ 1.15 × bare");
-    }
-
-    /// The statement of the store with nothing around it: the sealed bytes are all that is taken from the row.
-    async fn bare_load(&self, key: &TokenKey) -> Vec<u8> {
-        let row = sqlx::query(
-            "SELECT login, number, subject, expires_at, refreshable, refreshing_owner, refreshing_until, \
-                    created_at, updated_at, key_id, sealed \
-             FROM kube_authn_logins WHERE principal = ? AND issuer = ? AND client_id = ?",
-        )
-        .bind(key.principal.as_str())
-        .bind(key.issuer.as_str())
-        .bind(key.client_id.as_str())
-        .fetch_one(&self.reader)
-        .await;
-        row.expect("a row").get("sealed")
-    }
-
-    async fn bare_save(&self, key: &TokenKey, record: &TokenRecord, before: Revision) {
-        let number = |revision: Revision| i64::try_from(revision.number).expect("a small number");
-        let done = sqlx::query(
-            "UPDATE kube_authn_logins \
-             SET login = ?, number = ?, subject = ?, expires_at = ?, refreshable = ?, refreshing_owner = ?, \
-                 refreshing_until = ?, created_at = ?, updated_at = ?, key_id = ?, sealed = ? \
-             WHERE principal = ? AND issuer = ? AND client_id = ? AND login = ? AND number = ?",
-        )
-        .bind(&record.revision.login.as_bytes()[..])
-        .bind(number(record.revision))
-        .bind(record.metadata.subject.as_str())
-        .bind(record.metadata.expires_at.as_millisecond())
-        .bind(record.metadata.refreshable)
-        .bind(None::<Vec<u8>>)
-        .bind(None::<i64>)
-        .bind(record.metadata.created_at.as_millisecond())
-        .bind(record.metadata.updated_at.as_millisecond())
-        .bind(record.key_id.as_str())
-        .bind(&record.sealed[..])
-        .bind(key.principal.as_str())
-        .bind(key.issuer.as_str())
-        .bind(key.client_id.as_str())
-        .bind(&before.login.as_bytes()[..])
-        .bind(number(before))
-        .execute(&self.writer)
-        .await;
-        assert_eq!(done.expect("saved").rows_affected(), 1);
+        let what = format!("{verb}, sealed, {}", self.medium);
+        report(8, &what, &figure(rounds, 2), "≤ 1.15 × bare");
     }
 }
 
