@@ -42,7 +42,7 @@ impl Rekey {
         let mut done = Rekeyed::default();
         if let Err(error) = self.all(&administration.vault, &mut done).await {
             eprintln!(
-                "kube-authn: it stopped behind row {}: run it again for the rest",
+                "kube-authn: it stopped after {} rows: run it again for the rest",
                 visited(&done)
             );
             return told(&error);
