@@ -86,7 +86,8 @@ impl PostgresTokenStore {
     ///
     /// # Errors
     /// `ConfigInvalid` if the URL is none, the server refuses the user or has no such database, the user may not make the
-    /// tables, or the schema is newer than this program can use. No text shows the password.
+    /// tables, the schema is newer than this program can use, or a pooler is between that does not keep sessions. No text
+    /// shows the password.
     pub async fn open(url: &str) -> Result<Self> {
         Self::start(Address::parse(url)?).await
     }
@@ -144,7 +145,11 @@ impl PostgresTokenStore {
     }
 
     async fn migrated(&self) -> Result<(), Failed> {
-        let migrate = || schema::migrate(&self.0.connections);
+        let migrate = async || {
+            schema::migrate(&self.0.connections).await?;
+            // Between a pooler's transactions a prepared statement is another client's.
+            events::prove_once(&self.0).await.map_err(Failed::Server)
+        };
         self.0.migrated.get_or_try_init(migrate).await?;
         Ok(())
     }

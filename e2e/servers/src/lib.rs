@@ -11,12 +11,14 @@
 
 mod keeper;
 mod packages;
+mod pgbouncer;
 mod postgres;
 mod redis;
 
 pub use self::{
     keeper::{Keeper, Signal, free_port},
     packages::packages,
+    pgbouncer::PgBouncer,
     postgres::{Postgres, Settings},
     redis::{COMMANDS, Cluster, Redis, Sentinels},
 };

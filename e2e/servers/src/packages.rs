@@ -19,19 +19,29 @@ pub fn packages() {
         if is_there() {
             return;
         }
-        let apt = program("apt-get").unwrap_or_else(|| panic!("{MISSING}"));
-        // The index may be missing or older than what the mirror still has.
-        run("reading the list of packages", &apt, &["update"]);
-        let install = [
-            "install",
-            "--yes",
-            "--no-install-recommends",
-            "postgresql",
-            "redis-server",
-        ];
-        run("installing postgresql and redis-server", &apt, &install);
+        install(&["postgresql", "redis-server"], MISSING);
         assert!(is_there(), "{MISSING}");
     });
+}
+
+/// The same for `PgBouncer`, which few tests need.
+pub(crate) fn pooler() {
+    static DONE: OnceLock<()> = OnceLock::new();
+    DONE.get_or_init(|| {
+        if program("pgbouncer").is_none() {
+            install(&["pgbouncer"], NO_POOLER);
+            assert!(program("pgbouncer").is_some(), "{NO_POOLER}");
+        }
+    });
+}
+
+fn install(packages: &[&str], missing: &str) {
+    let apt = program("apt-get").unwrap_or_else(|| panic!("{missing}"));
+    // The index may be missing or older than what the mirror still has.
+    run("reading the list of packages", &apt, &["update"], missing);
+    let options = ["install", "--yes", "--no-install-recommends"];
+    let step = format!("installing {}", packages.join(" and "));
+    run(&step, &apt, &[&options[..], packages].concat(), missing);
 }
 
 fn is_there() -> bool {
@@ -64,7 +74,7 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-fn run(step: &str, apt: &Path, arguments: &[&str]) {
+fn run(step: &str, apt: &Path, arguments: &[&str], missing: &str) {
     say(&format!("{step} ..."));
     let begin = Instant::now();
     let output = Command::new(apt)
@@ -80,7 +90,7 @@ fn run(step: &str, apt: &Path, arguments: &[&str]) {
     let text = String::from_utf8_lossy(&text);
     assert!(
         output.status.success(),
-        "{step} failed ({}):\n{text}\n{MISSING}",
+        "{step} failed ({}):\n{text}\n{missing}",
         output.status
     );
     say(&format!("{step}: {} s", begin.elapsed().as_secs()));
@@ -96,3 +106,5 @@ fn say(line: &str) {
 
 const MISSING: &str = "the stores' tests need PostgreSQL 13 or later and Redis 7 or later: as root, `apt-get install \
                        postgresql redis-server` brings both";
+const NO_POOLER: &str =
+    "a test of the PostgreSQL store needs PgBouncer: as root, `apt-get install pgbouncer` brings it";

@@ -61,8 +61,9 @@ impl PostgresError {
             Self::Refused { code, .. } => {
                 code.starts_with(AUTHENTICATION)
                     || [NO_DATABASE, NO_PRIVILEGE, NO_SCHEMA].contains(&code.as_str())
+                    || POOLED.contains(&code.as_str())
             }
-            Self::Connection(sqlx::Error::Tls(_) | sqlx::Error::Configuration(_)) => true,
+            Self::Unheard(_) | Self::Connection(sqlx::Error::Tls(_) | sqlx::Error::Configuration(_)) => true,
             // What rustls says of a certificate comes so.
             Self::Connection(sqlx::Error::Io(error)) => error.kind() == io::ErrorKind::InvalidData,
             _ => false,
@@ -88,7 +89,14 @@ impl PostgresError {
                 ErrorKind::Unavailable,
                 format!(
                     "the token store {place} does not tell who logged out: name the server itself in \
-                     kubeAuthn.store.url, not a pooler"
+                     kubeAuthn.store.url, not a pooler, or let the pooler keep sessions"
+                ),
+            ),
+            Self::Refused { code, .. } if POOLED.contains(&code.as_str()) => (
+                ErrorKind::Unavailable,
+                format!(
+                    "the token store {place} gives us other connections than ours: name the server itself in \
+                     kubeAuthn.store.url, not a pooler, or let the pooler keep sessions"
                 ),
             ),
             Self::Refused { code, .. } if code == NO_PRIVILEGE => (
@@ -133,6 +141,8 @@ impl PostgresError {
             }
             Self::Refused { code, .. } if code == NO_DATABASE => "it has no such database",
             Self::Refused { code, .. } if code == NO_SCHEMA => "no schema of search_path exists",
+            Self::Unheard(_) => POOLER,
+            Self::Refused { code, .. } if POOLED.contains(&code.as_str()) => POOLER,
             Self::Refused { .. } => {
                 "its user may not make the tables: grant what docs/configuration.md names"
             }
@@ -146,6 +156,9 @@ impl PostgresError {
     }
 }
 
+const POOLER: &str =
+    "a pooler is between that does not keep sessions: name the server itself, or set its pool_mode = session";
+
 // https://www.postgresql.org/docs/current/errcodes-appendix.html
 const READ_ONLY: &str = "25006";
 /// The class of refused logins.
@@ -153,6 +166,8 @@ const AUTHENTICATION: &str = "28";
 const NO_DATABASE: &str = "3D000";
 const NO_SCHEMA: &str = "3F000";
 const NO_PRIVILEGE: &str = "42501";
+/// A prepared statement that another made, or that is gone: the connection is not the one it was.
+const POOLED: [&str; 2] = ["26000", "42P05"];
 const DISK_FULL: &str = "53100";
 const TOO_MANY_CONNECTIONS: &str = "53300";
 const CANCELLED: &str = "57014";

@@ -30,6 +30,11 @@ pub(super) async fn subscribe(store: &PostgresTokenStore) -> Result<LoginEvents>
     Ok(LoginEvents::new(events))
 }
 
+/// Makes sure that what is said over one connection is heard on another.
+pub(super) async fn prove_once(inner: &Inner) -> Result<(), PostgresError> {
+    Ear::new(inner).await.map(drop)
+}
+
 async fn receiver(inner: &Arc<Inner>) -> Result<broadcast::Receiver<LoginEvent>, PostgresError> {
     let mut hub = inner.hub.0.lock().await;
     if let Some(sender) = hub.as_ref().and_then(broadcast::WeakSender::upgrade) {
