@@ -104,14 +104,16 @@ impl TokenStore for MemoryTokenStore {
 
     async fn purge(&self, ended_before: Timestamp, limit: u32) -> Result<u32> {
         let mut state = self.state();
+        // Rows keep milliseconds.
+        let ended_before = ended_before.as_millisecond();
         let ended: Vec<_> = state
             .rows
             .values()
             .flatten()
             .filter(|(_, row)| {
                 let refreshing = row.metadata.refreshing.as_ref();
-                row.metadata.expires_at < ended_before
-                    && refreshing.is_none_or(|mark| mark.until <= ended_before)
+                row.metadata.expires_at.as_millisecond() < ended_before
+                    && refreshing.is_none_or(|mark| mark.until.as_millisecond() <= ended_before)
             })
             .take(at_most(limit))
             .map(|(key, _)| key.clone())

@@ -3,6 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
+
 use super::{
     puppet::PuppetStore,
     vault::{VaultFixture, after, alice, key, login, ok, present},
@@ -41,6 +43,29 @@ pub async fn new_login_ends_the_one_it_replaces(fixture: &VaultFixture) {
     let second = present(&vault).await;
     assert!(first.handle.is_ended() && !second.handle.is_ended());
     assert_ne!(first.revision.login, second.revision.login);
+}
+
+/// A user whose login was taken over is known for good, in every process, and nobody else is.
+pub async fn takeover_is_noted_for_good(fixture: &VaultFixture) {
+    let vault = fixture.vault();
+    let (alice, bob) = (alice(), key("bob", "kubernetes"));
+    ok(vault.log_in(&alice, login("one", 10)).await);
+    for _ in 0..2 {
+        ok(vault.note_taken_over(&alice.principal, &alice.issuer).await);
+    }
+
+    ok(vault.log_out_all(&alice.principal).await);
+    ok(vault.purge(Timestamp::MAX, 1_000).await);
+    let elsewhere = fixture.vault_elsewhere();
+
+    assert!(ok(elsewhere
+        .was_taken_over(&alice.principal, &alice.issuer)
+        .await));
+    assert!(!ok(elsewhere.was_taken_over(&bob.principal, &bob.issuer).await));
+    assert!(
+        ok(elsewhere.logins(None, 10).await).is_empty(),
+        "a note is no login"
+    );
 }
 
 /// Purge here.
