@@ -1,7 +1,8 @@
 //! What does sealing cost a login that is loaded or saved?
 //!
 //! Row 8: the sealed SQLite and PostgreSQL stores, through the vault, against the bare sqlx statement on the same database
-//! with the same settings, the Redis one against the bare command; and sealing alone, AES-256-GCM-SIV against AES-256-GCM.
+//! with the same settings, the Redis one against the bare command and script; and sealing alone, AES-256-GCM-SIV against
+//! AES-256-GCM.
 #![allow(
     missing_docs,
     clippy::expect_used,
@@ -46,6 +47,7 @@ const LOGINS: usize = 1_000;
 
 fn main() {
     let runtime = Runtime::new().expect("a runtime");
+    runtime.spawn(tick());
     sqlite::run(&runtime);
     postgres::run(&runtime);
     redis::run(&runtime);
@@ -53,6 +55,15 @@ fn main() {
     let mut criterion = kube_authn_benches::criterion();
     criterion_benches(&mut criterion);
     criterion.final_summary();
+}
+
+/// A service always has a timer running. In a runtime that has none, the first deadline that is set wakes the thread that
+/// waits for the network, which is no part of the question.
+async fn tick() {
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        second.tick().await;
+    }
 }
 
 /// The statements of a store with nothing around them, on the same database with the same settings.
