@@ -139,9 +139,10 @@ impl ClusterAccess {
     ///
     /// The URI's path and query are appended to the cluster's URL byte for byte. Headers by which a caller could say who
     /// it is are replaced by the credential's own, hop-by-hop headers go (those of an upgrade stay), and `Audit-ID` is
-    /// made here; a [`SentAuditId`] among the extensions gets to know it. After a 401 the request is sent once more if another credential can be had and the body can be sent
-    /// again; every other answer, a 403 included, is passed on. A connection that turns out to be closed costs one more
-    /// try if the API server surely did nothing with the request, or if the request is a read. After a 101 use
+    /// made here; a [`SentAuditId`] among the extensions gets to know it. After a 401 the request is sent once more if
+    /// another credential can be had and the body can be sent again; every other answer is passed on, a 403 included, and a
+    /// 401 to a path through `.../proxy`, which may be a pod's. A connection that turns out to be closed costs one more try
+    /// if the API server surely did nothing with the request, or if the request is a read. After a 101 use
     /// [`hyper::upgrade::on`].
     ///
     /// The answer's body, and a connection taken over by an upgrade, end with an error at logout, or some time after the
@@ -161,7 +162,7 @@ impl ClusterAccess {
 
         let credential = self.credential(request).await?;
         let answer = self.attempt(request, &credential, &mut outgoing).await?;
-        if answer.status() != StatusCode::UNAUTHORIZED || !outgoing.is_replayable() {
+        if !outgoing.is_refused_by(&answer) || !outgoing.is_replayable() {
             return Ok(answer);
         }
 

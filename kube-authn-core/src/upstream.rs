@@ -41,6 +41,7 @@ pub use body::{Body, BoxError, ResponseBody};
 pub(crate) use cut::Cut;
 pub(crate) use failure::Failure;
 pub use way::Way;
+pub(crate) use way::is_passed_on;
 
 use connect::{Connector, Count};
 use http1::{Http1Lane, Idle};
@@ -289,7 +290,8 @@ impl Upstream {
         self.send_over(Idle::Taken, request, way, cut).await
     }
 
-    /// Sends a request once more, over no connection that was idle: what closed one of them may have closed them all.
+    /// Sends a request once more, over no connection of HTTP/1.1 that was idle: what closed one of them may have closed them
+    /// all.
     pub(crate) async fn send_again(
         &self,
         request: Request<Body>,

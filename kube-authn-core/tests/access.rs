@@ -356,6 +356,21 @@ async fn request_with_a_streamed_body_is_never_replayed() {
 }
 
 #[tokio::test]
+async fn pod_that_answers_with_401_never_costs_a_credential() {
+    let ca = Ca::new();
+    let server = picky(&ca, "of-the-pod").await;
+    let (strategy, fetched) = in_turn();
+    let access = access(vec![cluster("a", &server, &ca)], strategy, Lane::Http1);
+    let request = access.request(&alice(), "a").expect("a request");
+
+    let path = "/api/v1/namespaces/team-a/services/http:grafana:80/proxy/api/user";
+    let response = access.send(&request, get(path)).await.expect("an answer");
+
+    assert_eq!(response.status(), 401);
+    assert_eq!((server.seen().len(), fetched.load(Ordering::SeqCst)), (1, 1));
+}
+
+#[tokio::test]
 async fn token_that_is_truly_refused_never_doubles_the_load() {
     let ca = Ca::new();
     let server = picky(&ca, "another").await;

@@ -654,6 +654,33 @@ async fn refused_token_is_refreshed_once_by_many_callers_of_many_processes() {
 }
 
 #[tokio::test]
+async fn refused_token_costs_one_call_over_all_processes_also_while_the_issuer_is_in_trouble() {
+    let world = World::new().await;
+    let (here, elsewhere) = (world.process(), world.process());
+    let refused = log_in_long_ago(&world, &here).await;
+    let (_, answer) = world.renewal(json!({}));
+    world.answers(answer);
+    assert!(here.strategy.invalidate(&request(), &refused).await);
+    let refused = here.credential().await.expect("a credential");
+    world.clock.advance_seconds(60);
+
+    // Both have read the row before one of them tries: the other one still looks for the issuer then.
+    let document = support::document(world.issuer.url());
+    world
+        .issuer
+        .discovery(Answer::Later(500, Box::new(Answer::Json(document))));
+    world.answers(Answer::Status(503, String::new()));
+    let request = request();
+    let tries = tokio::join!(
+        here.strategy.invalidate(&request, &refused),
+        elsewhere.strategy.invalidate(&request, &refused)
+    );
+
+    assert_eq!(tries, (false, false));
+    assert_eq!(world.posts().0, ["refresh-1", "refresh-2"]);
+}
+
+#[tokio::test]
 async fn token_that_is_truly_refused_never_costs_more_than_one_refresh_a_minute() {
     let world = World::new().await;
     let (here, elsewhere) = (world.process(), world.process());

@@ -1,12 +1,15 @@
 //! What leaves for the API server: target, header lines, body.
 
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, header, request::Parts, uri::PathAndQuery};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts,
+    uri::PathAndQuery,
+};
 use tracing::debug;
 
 use super::SentAuditId;
 use crate::{
     ClusterDetails, Credential, CredentialRequest, Error, ErrorKind, Result,
-    upstream::{Body, Way},
+    upstream::{self, Body, Way},
 };
 
 /// A request that is ready but for the credential, and can be made again if its body can.
@@ -15,6 +18,8 @@ pub(super) struct Outgoing {
     /// `None` once a stream is spent.
     body: Option<Body>,
     pub(super) way: Way,
+    /// Whether something behind the API server answers it, with a 401 of its own perhaps.
+    is_passed_on: bool,
     /// Who wants to know under which ID the request left.
     sent: Option<SentAuditId>,
 }
@@ -24,6 +29,7 @@ impl Outgoing {
     pub(super) fn new(http: Request<Body>, cluster: &ClusterDetails) -> Result<Self> {
         let (mut head, body) = http.into_parts();
         let way = Way::of(&head.uri, &head.headers);
+        let is_passed_on = upstream::is_passed_on(head.uri.path());
         head.uri = target(&head.method, &head.uri, cluster)?;
         let sent = head.extensions.remove();
         // Extensions steer hyper (and `http::Extensions` of a caller's own may hold anything): none leaves.
@@ -48,6 +54,7 @@ impl Outgoing {
             head,
             body: Some(body),
             way,
+            is_passed_on,
             sent,
         })
     }
@@ -87,6 +94,12 @@ impl Outgoing {
 
     pub(super) fn is_replayable(&self) -> bool {
         self.body.is_some()
+    }
+
+    /// Whether this answer says that the API server took the credential for none. A pod that wants a login of its own says 401
+    /// too, and must cost nobody a refresh.
+    pub(super) fn is_refused_by<T>(&self, answer: &Response<T>) -> bool {
+        answer.status() == StatusCode::UNAUTHORIZED && !self.is_passed_on
     }
 
     pub(super) fn method(&self) -> &Method {

@@ -66,8 +66,16 @@ fn is_true(query: &str, key: &str) -> bool {
 
 /// `/api/v1/watch/...`, and what lies behind `.../proxy`, which the API server gives no deadline either.
 fn has_long_segment(path: &str) -> bool {
-    path.split('/')
-        .any(|segment| segment == "watch" || segment == "proxy")
+    has_segment(path, "watch") || is_passed_on(path)
+}
+
+/// Whether the API server passes the request on to a pod, service or node.
+pub(crate) fn is_passed_on(path: &str) -> bool {
+    has_segment(path, "proxy")
+}
+
+fn has_segment(path: &str, name: &str) -> bool {
+    path.split('/').any(|segment| segment == name)
 }
 
 /// What kube-apiserver streams over (`k8s.io/apimachinery/pkg/util/httpstream`).

@@ -47,6 +47,8 @@ pub(super) struct Refreshes {
 pub(super) struct Refresher {
     pub(super) verifier: LoginVerifier,
     calls: Arc<Semaphore>,
+    /// For refreshes because an API server refused a token.
+    forced: Arc<Semaphore>,
 }
 
 impl Refreshes {
@@ -54,6 +56,7 @@ impl Refreshes {
         let refresher = |verifier| Refresher {
             verifier,
             calls: Arc::new(Semaphore::new(CALLS_PER_ISSUER)),
+            forced: Arc::new(Semaphore::new(FORCED_PER_ISSUER)),
         };
         Ok(Self {
             owner: LoginId::random()?,
@@ -144,6 +147,15 @@ impl Refreshes {
         }
     }
 
+    /// What is under way for this login, or came of it.
+    fn known(&self, login: &Login) -> Option<Flight> {
+        let flights = self.flights();
+        let known = flights.get(&login.key);
+        known
+            .filter(|flight| flight.login == login.revision.login)
+            .cloned()
+    }
+
     fn flights(&self) -> std::sync::MutexGuard<'_, HashMap<TokenKey, Flight>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -179,8 +191,9 @@ impl ClusterAuthProvider {
     }
 
     /// Whether another try differs after an API server refused the token of this login: a refresh is begun or joined, and
-    /// waited for. A row that was written less than [`FORCED_PAUSE`] ago, by whichever process, holds the newest there is to
-    /// have: only a refresh that is under way in it is waited for.
+    /// waited for a little. A row that was written less than [`FORCED_PAUSE`] ago, by whichever process, holds the newest
+    /// there is to have: only a refresh that is under way in it is waited for. An API server that refuses everybody gets a
+    /// few places at the issuer and no more.
     pub(super) async fn refreshed_after(
         &self,
         refused: &Credential,
@@ -196,13 +209,30 @@ impl ClusterAuthProvider {
         if now.duration_since(login.metadata.updated_at) < FORCED_PAUSE && !is_under_way {
             return false;
         }
-        tracing::info!(issuer = %login.key.issuer, "an API server refused the token of a login: it is refreshed");
-        match self.flight(refreshes, refresher, &login, true).landed().await {
-            Ok(present) => config
+        let known = refreshes.known(&login).filter(|flight| flight.counts(true));
+        let flight = match known {
+            Some(flight) => flight,
+            None => {
+                let Ok(place) = refresher.forced.clone().try_acquire_owned() else {
+                    return false;
+                };
+                tracing::info!(issuer = %login.key.issuer, "an API server refused the token of a login: it is refreshed");
+                let flight = self.flight(refreshes, refresher, &login, true);
+                let landing = flight.clone();
+                // The refresh may take longer than who waits for it.
+                tokio::spawn(async move {
+                    let _ = landing.landed().await;
+                    drop(place);
+                });
+                flight
+            }
+        };
+        match timeout(FORCED_PATIENCE, flight.landed()).await {
+            Ok(Ok(present)) => config
                 .token_for_cluster(&present.tokens)
                 .is_none_or(|token| !refused.carries(&token.secret)),
             // Over: the next try says so.
-            Err(_) => login.handle.is_ended(),
+            _ => login.handle.is_ended(),
         }
     }
 
@@ -283,7 +313,8 @@ impl ClusterAuthProvider {
                     if token != config.token_for_cluster(&read.tokens) || !present.metadata.refreshable {
                         return Ok(present);
                     }
-                    if waited {
+                    // Somebody has tried meanwhile, and it did not work.
+                    if waited || present.metadata.updated_at != login.metadata.updated_at {
                         break;
                     }
                     // Only rewritten, for example with another key.
@@ -388,6 +419,10 @@ pub(super) const REMEMBERED: usize = 1_024;
 /// Between a write of a login and a refresh because its token was refused: a token that is truly refused costs its issuer
 /// one call a minute.
 const FORCED_PAUSE: SignedDuration = SignedDuration::from_secs(60);
+/// How long a request that was answered with 401 is held for a new token. Most issuers need less than a second.
+const FORCED_PATIENCE: Duration = Duration::from_secs(5);
+/// Of [`CALLS_PER_ISSUER`]: a cluster that refuses all of its users keeps nobody else's refresh waiting.
+const FORCED_PER_ISSUER: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Tokens of somebody else, a client that the issuer does not know: another try in a second will not mend that.
 const FIRST_PAUSE_IF_SOMEBODY_MUST_ACT: Duration = Duration::from_secs(30);
