@@ -25,8 +25,8 @@ use http::{
 };
 use jiff::Timestamp;
 use kube_authn_core::{
-    AuditEvent, Clock, ClusterAccess, EntityRef, Error, ErrorKind, Login, PrincipalName, Result, Secret,
-    SystemClock, Token, TokenForCluster, TokenVault, usable,
+    AuditEvent, Clock, ClusterAccess, EntityRef, Error, ErrorKind, Login, LoginHandle, PrincipalName, Result,
+    Secret, SystemClock, Token, TokenForCluster, TokenVault, usable,
 };
 use tracing::Instrument;
 
@@ -229,7 +229,7 @@ async fn get_token(State(api): State<Api>, request: Request) -> Result<Json<Expo
     })?;
     let token = match exchanged_for {
         // The login's own is not what the cluster gets, and worth more.
-        Some(cluster) => api.exchanged(&caller, &cluster).await?,
+        Some(cluster) => api.exchanged(&caller, &cluster, &stored).await?,
         None => token_of(login, &stored, api.auth.0.clock.now())
             .cloned()
             .ok_or_else(expired)?,
@@ -316,11 +316,17 @@ impl Api {
         }
     }
 
-    /// The token that the request path would send to this cluster.
-    async fn exchanged(&self, caller: &Caller, cluster: &str) -> Result<Token> {
+    /// The token that the request path would send to this cluster, if it was made from this login: by now the cluster may
+    /// be reached in another way, or its user have logged in anew.
+    async fn exchanged(&self, caller: &Caller, cluster: &str, stored: &Login) -> Result<Token> {
         let access = &self.auth.0.access;
         let request = access.request(&caller.principal, cluster)?;
         let credential = access.credential(&request).await?;
+        let login = credential.login().map(LoginHandle::id);
+        if login != Some(stored.handle.id()) {
+            let text = "the cluster gets no token of this login any more: ask again";
+            return Err(Error::new(ErrorKind::Conflict, text));
+        }
         let mut headers = HeaderMap::new();
         credential.apply(&mut headers);
         let line = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
