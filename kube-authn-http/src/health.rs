@@ -116,16 +116,16 @@ impl Health {
         self
     }
 
-    async fn check(&self) -> Report {
+    async fn check(&self, before: Option<&Report>) -> Report {
         let checks = self.checks.iter().map(|check| async move {
-            let healthy = healthy(&check.name, (check.run)()).await;
+            let healthy = healthy(before, &check.name, (check.run)()).await;
             (check.name.clone(), check.required, healthy)
         });
         let set = self.clusters.as_ref().map(|access| access.clusters().current());
         let clusters = self.clusters.iter().zip(&set).flat_map(|(access, set)| {
             set.iter().map(move |cluster| async move {
                 let name = format!("cluster {}", cluster.name());
-                let healthy = healthy(&name, access.probe(cluster)).await;
+                let healthy = healthy(before, &name, access.probe(cluster)).await;
                 (name, false, healthy)
             })
         });
@@ -176,7 +176,8 @@ impl Readiness {
         }
         // A task of its own: what callers who hang up began would be lost, and begun anew by each of them.
         let checked = tokio::spawn(async move {
-            let report = self.health.check().await;
+            let before = last.as_ref().map(|(_, report)| report);
+            let report = self.health.check(before).await;
             *last = Some((Instant::now(), report.clone()));
             report
         });
@@ -197,12 +198,19 @@ async fn ready(State(readiness): State<Arc<Readiness>>) -> Response {
     no_store((status, Json(report)).into_response())
 }
 
-async fn healthy(name: &str, check: impl Future<Output = Result<()>>) -> bool {
+/// Runs a check; the log tells when its outcome is another than before, and not how long an outage lasts.
+async fn healthy(before: Option<&Report>, name: &str, check: impl Future<Output = Result<()>>) -> bool {
     let outcome = timeout(CHECK_PATIENCE, check)
         .await
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "it takes too long")));
-    if let Err(error) = &outcome {
-        tracing::warn!(check = name, %error, "a readiness check failed");
+    match (
+        &outcome,
+        before.is_some_and(|before| before.names_as_failed(name)),
+    ) {
+        (Err(error), false) => tracing::warn!(check = name, %error, "a readiness check failed"),
+        // As loud as the failure: who reads of it wants to read that it is over.
+        (Ok(()), true) => tracing::warn!(check = name, "a readiness check holds again"),
+        (Err(_), true) | (Ok(()), false) => {}
     }
     outcome.is_ok()
 }
@@ -224,6 +232,13 @@ struct Report {
     status: &'static str,
     checks: BTreeMap<String, &'static str>,
     degraded: Vec<String>,
+}
+
+impl Report {
+    fn names_as_failed(&self, check: &str) -> bool {
+        self.checks.get(check).is_some_and(|state| *state != "ok")
+            || self.degraded.iter().any(|name| name == check)
+    }
 }
 
 const UNAVAILABLE: &str = "unavailable";

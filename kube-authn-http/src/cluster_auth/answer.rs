@@ -147,7 +147,8 @@ impl IntoResponse for Refusal {
             *response.status_mut() = status;
         }
         if response.status().is_server_error() {
-            tracing::warn!(error = ?self.error, "the token API failed");
+            let error: &dyn std::error::Error = &self.error;
+            tracing::warn!(error, "the token API failed");
         }
         response
     }
