@@ -357,6 +357,26 @@ async fn primary_that_is_demoted_in_place_is_never_read_again_until_it_is_one() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn damage_that_a_replica_tells_of_never_ends_a_login() {
+    let redis = Redis::start();
+    let store = open(&redis.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    log_in(&vault, "alice").await;
+    let mut admin = Admin::of(&redis).await;
+    let row = name(&key("alice"));
+    admin.ask::<()>(&[b"DEL", &row]).await;
+    admin.ask::<()>(&[b"SET", &row, b"garbage"]).await;
+
+    demote(&redis);
+    let loaded = store.load(&key("alice")).await;
+    let stored = vault.log_in(&key("alice"), login_of("alice")).await;
+
+    is_a_replica(&loaded.expect_err("it is a replica"));
+    is_a_replica(&stored.expect_err("it is a replica"));
+    assert_eq!(admin.ask::<String>(&[b"GET", &row]).await, "garbage");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn replica_that_takes_writes_is_never_written_to() {
     let redis = Redis::start();
     let store = open(&redis.url()).await;

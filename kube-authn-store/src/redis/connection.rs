@@ -73,18 +73,21 @@ impl Connection {
             script.load_async(&mut commands).await?;
             answers = questions.query_async(&mut commands).await?;
         }
-        let (role, answer) = answers;
-        // What Redis says of the request is the better text.
-        let answer = answer?;
-        match is_primary(&role?) {
-            true => Ok(answer),
-            false => Err(Failure::NotPrimary(self.address.clone())),
-        }
+        believed(answers, &self.address)
     }
 }
 
 /// To `ROLE`, and to the request.
 type Answers<T> = (RedisResult<Vec<Value>>, RedisResult<T>);
+
+/// The answer of a primary. No error of a replica is believed either: what is wrong there may never have been wrong at the
+/// primary, and a row that is damaged gets deleted.
+fn believed<T>((role, answer): Answers<T>, address: &Address) -> Result<T, Failure> {
+    match is_primary(&role?) {
+        true => Ok(answer?),
+        false => Err(Failure::NotPrimary(address.clone())),
+    }
+}
 
 impl Drop for Driver {
     fn drop(&mut self) {
@@ -162,6 +165,34 @@ mod tests {
         for request in [Request::ReadScript(&script), Request::WriteScript(&script)] {
             assert!(bytes(request).starts_with("*1\r\n$4\r\nROLE\r\n*4\r\n$7\r\nEVALSHA\r\n"));
         }
+    }
+
+    #[test]
+    fn only_a_primary_is_believed_in_its_answers_and_in_its_errors() {
+        let address = Address {
+            host: "h".to_owned(),
+            port: 1,
+        };
+        let refused = |code: &str| ::redis::make_extension_error(code.to_owned(), None);
+        let says = |role: &RedisResult<&str>, answer: Result<u8, &str>| {
+            let role = role
+                .clone()
+                .map(|name| vec![Value::BulkString(name.as_bytes().to_vec())]);
+            believed((role, answer.map_err(refused)), &address)
+        };
+        let code = |answer: Result<u8, Failure>| answer.expect_err("refused").code().map(str::to_owned);
+
+        for answer in [Ok(1), Err("WRONGTYPE"), Err("NOPERM"), Err("LOADING")] {
+            let answer = says(&Ok("slave"), answer);
+            assert!(matches!(answer, Err(Failure::NotPrimary(_))), "{answer:?}");
+        }
+        for answer in [Ok(1), Err("WRONGTYPE")] {
+            let unknown = Err(refused("NOAUTH"));
+            assert_eq!(code(says(&unknown, answer)).as_deref(), Some("NOAUTH"));
+        }
+        assert_eq!(says(&Ok("master"), Ok(1)).ok(), Some(1));
+        let damaged = code(says(&Ok("master"), Err("WRONGTYPE")));
+        assert_eq!(damaged.as_deref(), Some("WRONGTYPE"));
     }
 
     #[test]
