@@ -44,9 +44,13 @@ use self::{
 ///
 /// # Primary and replicas
 /// The primary alone is read and written: each request goes out behind a question for the server's role, in one round
-/// trip, and what a replica answers is dropped, since it may be old. Then every call is `Unavailable` until the address, the
-/// sentinels or the cluster lead to a primary; subscriptions end. A primary that was replaced and has not heard of it, being
-/// cut off from the others, is believed by whoever can reach it.
+/// trip, and what a replica answers is dropped, errors too, since it may be old. Then every call is `Unavailable` until the
+/// address, the sentinels or the cluster lead to a primary; subscriptions end. A primary that was replaced and has not heard
+/// of it, being cut off from the others, is believed by whoever can reach it.
+///
+/// A replica refuses writes unless it has `replica-read-only no`. Such a one carries out what still reaches it over a
+/// connection from before its demotion, and over a new one the note of the layout; its next full synchronisation undoes
+/// that, and if it is made the primary without one, it stands, though the call said `Unavailable`.
 ///
 /// # Durability
 /// As durable as Redis is configured to be, which is to forget: [`RedisTokenStore::open`] warns unless it has

@@ -25,7 +25,7 @@ pub(super) enum Failure {
     Answer,
     #[error("{0} knows no primary")]
     NoPrimary(Address),
-    /// Said before the request was looked at: what a replica answers may be old, and what it writes is nobody's.
+    /// What a replica answers may be old, and what it took, if it takes writes at all, its primary knows nothing of.
     #[error("{0} is not the primary")]
     NotPrimary(Address),
     #[error("what was published was not heard")]
