@@ -470,10 +470,19 @@ async fn subscription_that_hears_nothing_of_what_is_told_is_refused() {
     let address = Crossing::new(&here).await;
     let store = open(&address.url()).await;
 
-    // Commands stay where they go.
+    // Commands stay where they go; and another process connects and subscribes again and again where the subscription goes.
     address.lead_to(&elsewhere);
+    let url = elsewhere.url();
+    let talk = tokio::spawn(async move {
+        loop {
+            let other = open(&url).await;
+            other.events().await.expect("events");
+        }
+    });
     let error = store.events().await.expect_err("it would hear of no logout");
 
+    talk.abort();
+    assert!(talk.await.is_err_and(|ended| ended.is_cancelled()));
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(
         error.to_string().contains("does not tell who logged out"),

@@ -10,7 +10,7 @@ use ::redis::{
     aio::{PubSubSink, PubSubStream},
 };
 use futures_util::StreamExt;
-use kube_authn_core::{Error, LoginEvent, LoginEvents, Result, Revision};
+use kube_authn_core::{Error, LoginEvent, LoginEvents, LoginId, Result, Revision};
 use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, timeout},
@@ -27,7 +27,7 @@ use super::{
 /// A subscription from now on, over a connection of its own. It always reads: what the subscriber has no room for is
 /// dropped, and a gap tells so, since a reader that waits would make Redis keep the messages in its memory.
 pub(super) async fn subscribe(store: &Arc<Inner>) -> Result<LoginEvents> {
-    let subscription = Subscription::new(store)
+    let subscription = Subscription::new(store, &proof()?)
         .await
         .map_err(|failure| failure.at(store.link.place()))?;
     let (sender, receiver) = mpsc::channel(UNREAD);
@@ -46,15 +46,15 @@ struct Subscription {
 }
 
 impl Subscription {
-    async fn new(store: &Arc<Inner>) -> Result<Self, Failure> {
+    async fn new(store: &Arc<Inner>, proof: &[u8]) -> Result<Self, Failure> {
         store.reached().await?;
         let latest = store.link.latest();
         let connection = store.link.connection().await?;
         let subscriber = store.link.place().subscriber(&connection.address).await?;
         let (mut sink, mut messages) = subscriber.split();
         in_time(async { Ok(sink.subscribe(&store.keys().events).await?) }).await?;
-        store.say_nothing().await?;
-        match timeout(CONNECT_TIMEOUT, hear_nothing(&mut messages)).await {
+        store.say(proof).await?;
+        match timeout(CONNECT_TIMEOUT, hears(&mut messages, proof)).await {
             Ok(true) => {}
             Ok(false) | Err(_) => return Err(Failure::Unheard),
         }
@@ -105,10 +105,15 @@ impl Subscription {
     }
 }
 
-/// Waits until nothing is told, as [`Inner::say_nothing`] does. Nobody is subscribed yet: what comes before is nobody's.
-async fn hear_nothing(messages: &mut PubSubStream) -> bool {
+/// What no other process says: what others say is heard at another server, too, if they are there.
+fn proof() -> Result<Vec<u8>> {
+    Ok([b"N", &LoginId::random()?.as_bytes()[..]].concat())
+}
+
+/// Waits until this is told. Nobody is subscribed yet: what comes before is nobody's.
+async fn hears(messages: &mut PubSubStream, proof: &[u8]) -> bool {
     while let Some(message) = messages.next().await {
-        if message.get_payload_bytes().is_empty() {
+        if message.get_payload_bytes() == proof {
             return true;
         }
     }
@@ -116,12 +121,12 @@ async fn hear_nothing(messages: &mut PubSubStream) -> bool {
 }
 
 impl Inner {
-    /// Tells subscribers nothing, at the primary. One that does not hear it is at another server, or behind a proxy that
-    /// keeps messages back.
-    async fn say_nothing(&self) -> Result<(), Failure> {
-        let mut nothing = Cmd::new();
-        nothing.arg("PUBLISH").arg(&self.keys().events).arg("");
-        self.link.asked::<Value>(Request::Read(&nothing)).await?;
+    /// Says it at the primary. A subscription that does not hear it is at another server, or behind a proxy that keeps
+    /// messages back.
+    async fn say(&self, proof: &[u8]) -> Result<(), Failure> {
+        let mut publish = Cmd::new();
+        publish.arg("PUBLISH").arg(&self.keys().events).arg(proof);
+        self.link.asked::<Value>(Request::Read(&publish)).await?;
         Ok(())
     }
 
@@ -158,9 +163,13 @@ impl Subscriber {
 
 /// What a message says: `C` login number `:` member, or `E` login member, as the scripts write them.
 fn event(message: &Msg) -> Option<LoginEvent> {
-    match message.get_payload_bytes() {
-        // Said when a connection is made, to see whether the user may, and when one subscribes.
-        b"" => None,
+    heard(message.get_payload_bytes())
+}
+
+fn heard(said: &[u8]) -> Option<LoginEvent> {
+    match said {
+        // Said when a connection is made, to see whether the user may, and when somebody subscribes.
+        b"" | [b'N', ..] => None,
         // What none of us wrote says that something changed, and no more than that.
         said => Some(parsed(said).unwrap_or(LoginEvent::Gap)),
     }
@@ -191,3 +200,18 @@ fn parsed(said: &[u8]) -> Result<LoginEvent, Error> {
 const UNREAD: usize = 1_024;
 /// A connection that died without a word is found out within this and a time limit: logout must be seen soon.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proof_of_a_subscription_is_its_own_and_no_event_for_anybody() {
+        let (one, other) = (proof().expect("random"), proof().expect("random"));
+
+        assert_ne!(one, other);
+        assert_eq!(heard(&one), None);
+        assert_eq!(heard(b""), None);
+        assert_eq!(heard(b"?"), Some(LoginEvent::Gap));
+    }
+}
