@@ -20,7 +20,10 @@ use kube_authn_core::{
 use kube_authn_store::{CachingTokenStore, KeyRing, RedisOptions, RedisTokenStore};
 use kube_authn_test_servers::{COMMANDS, Cluster, Redis, Sentinels, Signal};
 use support::{CANARY, id_token_of, key, key_of, keys, log_in, login_of};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 #[tokio::test]
 async fn moved_or_swapped_fields_never_give_somebody_elses_token() {
@@ -539,6 +542,27 @@ async fn failover_of_a_cluster_needs_no_restart_of_ours() {
     hears_of_a_logout(&store, &mut events).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn node_that_still_names_the_former_primary_makes_nobody_wait_for_it() {
+    let (former, now) = (Redis::start(), Redis::start());
+    open(&former.url()).await;
+    former.run(&["REPLICAOF", "127.0.0.1", "1"]);
+    // The stale one answers first.
+    let stale = node_that_names(&former, Duration::ZERO).await;
+    let fresh = node_that_names(&now, Duration::from_millis(100)).await;
+    let url = format!(
+        "redis+cluster://{}:{}@127.0.0.1:{stale},127.0.0.1:{fresh}",
+        Redis::USER,
+        Redis::PASSWORD
+    );
+
+    let store = open(&url).await;
+
+    assert_eq!(store.load(&key("alice")).await.expect("loaded"), None);
+    log_in(&TokenVault::new(store, keys()), "alice").await;
+    assert_eq!(now.run(&["EXISTS", "{kube-authn}:logins"]), "1");
+}
+
 #[tokio::test]
 async fn handed_over_slot_is_followed_without_an_error() {
     let mut cluster = Cluster::start();
@@ -844,6 +868,45 @@ impl Crossing {
             self.port
         )
     }
+}
+
+/// A node of a cluster that owns no slot and says who does, after a while.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the doors are those of the crates, not of what tests them"
+)]
+async fn node_that_names(owner: &Redis, after: Duration) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let slots = format!(
+        "*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n$9\r\n127.0.0.1\r\n:{}\r\n$2\r\nid\r\n",
+        owner.port()
+    );
+    tokio::spawn(async move {
+        while let Ok((mut from, _)) = listener.accept().await {
+            let slots = slots.clone();
+            tokio::spawn(async move {
+                let mut asked = [0; 1_024];
+                // One question at a time, the password first.
+                loop {
+                    let length = from.read(&mut asked).await?;
+                    let question = String::from_utf8_lossy(&asked[..length]);
+                    let answer = if question.is_empty() {
+                        return std::io::Result::Ok(());
+                    } else if question.contains("SLOTS") {
+                        tokio::time::sleep(after).await;
+                        &slots
+                    } else if question.contains("KEYSLOT") {
+                        ":1\r\n"
+                    } else {
+                        "+OK\r\n"
+                    };
+                    from.write_all(answer.as_bytes()).await?;
+                }
+            });
+        }
+    });
+    port
 }
 
 /// Makes a replica of it that never hears of its primary, and serves what it has to whoever asks.

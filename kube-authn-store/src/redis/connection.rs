@@ -136,7 +136,7 @@ impl<'a> Request<'a> {
 }
 
 /// Whether this answer to `ROLE` is a primary's (<https://redis.io/docs/latest/commands/role/>).
-pub(super) fn is_primary(role: &[Value]) -> bool {
+fn is_primary(role: &[Value]) -> bool {
     matches!(role.first(), Some(Value::BulkString(name)) if name == b"master")
 }
 

@@ -10,7 +10,7 @@ use ::redis::{
     AsyncConnectionConfig, Cmd, FromRedisValue, ProtocolVersion, RedisConnectionInfo, Script, Value,
     aio::{MultiplexedConnection, PubSub},
 };
-use futures_util::future::select_ok;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use kube_authn_core::{
     Error, ErrorKind, Result, Secret, TlsTrust,
     rustls::{ClientConfig, crypto::CryptoProvider, pki_types::ServerName},
@@ -25,7 +25,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{
-    connection::{Connection, Request, is_primary},
+    connection::{Connection, Request},
     error::Failure,
     row::Keys,
     url::{Address, Login, Mode, RedisOptions},
@@ -53,12 +53,22 @@ impl Place {
     /// to a primary is believed: one that is down or wrong makes nobody wait. What is there is looked at each time: an
     /// address may lead elsewhere than it did before.
     pub(super) async fn connect(&self) -> Result<Connection, Failure> {
-        let asked = self.options.hosts.iter().map(|host| Box::pin(self.via(host)));
-        let (connection, _) = timeout(FIND_TIMEOUT, select_ok(asked))
-            .await
-            .map_err(|_| Failure::Timeout(FIND_TIMEOUT))??;
-        self.check(&connection).await?;
-        Ok(connection)
+        let found = timeout(FIND_TIMEOUT, self.first()).await;
+        found.unwrap_or(Err(Failure::Timeout(FIND_TIMEOUT)))
+    }
+
+    async fn first(&self) -> Result<Connection, Failure> {
+        let mut asked: FuturesUnordered<_> = self.options.hosts.iter().map(|host| self.via(host)).collect();
+        let mut failed = Failure::Timeout(FIND_TIMEOUT);
+        while let Some(found) = asked.next().await {
+            match found {
+                Ok(connection) => return Ok(connection),
+                // What somebody has to mend goes before what may pass.
+                Err(_) if failed.is_configuration() => {}
+                Err(failure) => failed = failure,
+            }
+        }
+        Err(failed)
     }
 
     /// Notes the layout, or refuses a newer one: its rows may mean something else. Also sees whether this is the primary,
@@ -75,11 +85,13 @@ impl Place {
 
     /// The primary by way of this host.
     async fn via(&self, host: &Address) -> Result<Connection, Failure> {
-        match &self.options.mode {
+        let connection = match &self.options.mode {
             Mode::Standalone => self.of_ours(host).await,
             Mode::Sentinel { service } => self.named_by(host, service).await,
             Mode::Cluster => self.mapped_by(host).await,
-        }
+        }?;
+        self.check(&connection).await?;
+        Ok(connection)
     }
 
     /// A connection for subscriptions alone, to the same server as this one.
@@ -91,7 +103,8 @@ impl Place {
         .await
     }
 
-    /// <https://redis.io/docs/latest/develop/reference/sentinel-clients/>: ask a sentinel, connect, ask for the role.
+    /// <https://redis.io/docs/latest/develop/reference/sentinel-clients/>: ask a sentinel, connect; the role comes with the
+    /// check.
     async fn named_by(&self, sentinel: &Address, service: &str) -> Result<Connection, Failure> {
         let asked = self
             .open(sentinel, &settings(&self.options.sentinel_login, 0))
@@ -103,13 +116,7 @@ impl Place {
             .arg(service);
         let named: Option<(String, u16)> = ask(&asked, &question).await?;
         let (host, port) = named.ok_or_else(|| Failure::NoPrimary(sentinel.clone()))?;
-        let primary = self.of_ours(&Address { host, port }).await?;
-        let mut question = Cmd::new();
-        question.arg("ROLE");
-        match is_primary(&ask::<Vec<Value>>(&primary, &question).await?) {
-            true => Ok(primary),
-            false => Err(Failure::NotPrimary(primary.address)),
-        }
+        self.of_ours(&Address { host, port }).await
     }
 
     /// Asks a node of a cluster which one has our slot.
