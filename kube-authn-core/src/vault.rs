@@ -50,7 +50,7 @@ use crate::{
 /// 9. First use pins one subject to one principal and one principal to one subject of an issuer, for good, whoever
 ///    races; no login lies under a pin's name.
 /// 10. No `Debug`, error or row shows a token.
-/// 11. That a login was taken over from elsewhere is noted for good; such a note is no login.
+/// 11. That a login was taken over from elsewhere is noted for good; such a note is no login, however many there are.
 /// 12. Writing rows under the newest key ends no login and takes none from a refresh; a row that does not open stays.
 #[derive(Clone)]
 pub struct TokenVault(Arc<Inner>);

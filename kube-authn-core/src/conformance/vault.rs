@@ -80,6 +80,7 @@ pub async fn all<F: Future<Output = VaultFixture>>(fresh: impl Fn() -> F) {
     vault_ends::purge_ends_what_it_deletes(&fresh().await).await;
     vault_ends::purge_looks_at_no_login_twice(&fresh().await).await;
     vault_ends::takeover_is_noted_for_good(&fresh().await).await;
+    vault_ends::what_is_no_login_takes_no_logins_place(&fresh().await).await;
     vault_ends::logout_elsewhere_is_seen_here(&fresh().await).await;
     vault_ends::load_that_began_before_a_logout_hands_out_nothing(&fresh().await).await;
     vault_ends::gap_ends_what_is_gone_and_keeps_the_rest(&fresh().await).await;

@@ -7,9 +7,9 @@ use jiff::Timestamp;
 
 use super::{
     puppet::PuppetStore,
-    vault::{VaultFixture, after, alice, key, login, ok, present},
+    vault::{VaultFixture, after, alice, key, login, of_subject, ok, present},
 };
-use crate::{LoginEvent, LoginHandle, Revision, TokenStore};
+use crate::{EntityRef, LoginEvent, LoginHandle, Revision, TokenKey, TokenStore};
 
 /// Logout here.
 pub async fn logout_ends_every_credential_before_it_returns(fixture: &VaultFixture) {
@@ -66,6 +66,36 @@ pub async fn takeover_is_noted_for_good(fixture: &VaultFixture) {
         ok(elsewhere.logins(None, 10).await).is_empty(),
         "a note is no login"
     );
+}
+
+/// Counting and listing, where pins and notes of takeovers are many and stand between the logins.
+pub async fn what_is_no_login_takes_no_logins_place(fixture: &VaultFixture) {
+    let vault = fixture.vault();
+    let before = TokenKey {
+        principal: ok(EntityRef::parse("component:default/build")),
+        ..alice()
+    };
+    for key in [&before, &alice()] {
+        ok(vault.log_in(key, login("one", 3_600)).await);
+    }
+    for name in ["a", "b", "c"] {
+        let TokenKey {
+            principal, issuer, ..
+        } = key(name, "kubernetes");
+        ok(vault.pin(&principal, &issuer, &of_subject(name)).await);
+        ok(vault.note_taken_over(&principal, &issuer).await);
+    }
+
+    for limit in [2, 3, 1_000] {
+        assert_eq!(ok(vault.count(limit).await).usable, 2, "of at most {limit}");
+    }
+    assert_eq!(ok(vault.count(1).await).usable, 1);
+    let (mut listed, mut last) = (Vec::new(), None);
+    while let Some(login) = ok(vault.logins(last.as_ref(), 1).await).pop() {
+        listed.push(login.key.clone());
+        last = Some(login.key);
+    }
+    assert_eq!(listed, [before, alice()]);
 }
 
 /// Purge here.

@@ -16,7 +16,8 @@ pub struct LoginCount {
 }
 
 impl TokenVault {
-    /// Counts the first `limit` logins of the store, in the order of their keys.
+    /// Counts the first `limit` logins of the store, in the order of their keys. First-use pins and notes of takeovers are
+    /// none.
     ///
     /// # Errors
     /// As [`TokenStore::scan`](crate::TokenStore::scan).
@@ -30,12 +31,12 @@ impl TokenVault {
             let Some((last, _)) = page.last() else {
                 break;
             };
-            after = Some(last.clone());
-            left = left.saturating_sub(u32::try_from(page.len()).unwrap_or(u32::MAX));
+            after = Some(pin::passed(last)?);
             for (key, record) in &page {
                 if key.principal.kind() == pin::KIND {
                     continue;
                 }
+                left = left.saturating_sub(1);
                 match usable(record.metadata.expires_at, now) {
                     true => count.usable += 1,
                     false if record.metadata.refreshable => count.refreshable += 1,

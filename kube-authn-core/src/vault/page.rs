@@ -30,7 +30,7 @@ impl TokenVault {
             let Some((last, _)) = page.last() else {
                 return Ok(Vec::new());
             };
-            after = Some(last.clone());
+            after = Some(pin::passed(last)?);
             let logins: Vec<_> = page
                 .into_iter()
                 .filter(|(key, _)| key.principal.kind() != pin::KIND)

@@ -123,6 +123,15 @@ impl TokenVault {
     }
 }
 
+/// Behind which key a scan for logins goes on after this row. All rows of our kind stand together: none is a login, and
+/// there may be several for each user that there ever was.
+pub(super) fn passed(last: &TokenKey) -> Result<TokenKey> {
+    match last.principal.kind() {
+        KIND => pin_key(BEHIND, &last.issuer, last.client_id.as_str()),
+        _ => Ok(last.clone()),
+    }
+}
+
 /// Entity references and subjects are both short enough to stand where a client identifier stands.
 pub(super) fn pin_key(reference: &str, issuer: &Issuer, name: &str) -> Result<TokenKey> {
     Ok(TokenKey {
@@ -146,3 +155,29 @@ const OF_PRINCIPAL: &str = "kube-authn-pin:first-use/principal";
 const OF_SUBJECT: &str = "kube-authn-pin:first-use/subject";
 /// Of another meaning, kept in the same way.
 pub(super) const TAKEN_OVER: &str = "kube-authn-pin:import/taken-over";
+/// Of no row, and greater than the others.
+const BEHIND: &str = "kube-authn-pin:z/z";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scan_that_passes_pins_leaves_none_behind_and_no_login_out() {
+        let issuer = Issuer::new("https://i/").expect("an issuer");
+        let key = |reference: &str| pin_key(reference, &issuer, "a").expect("a key");
+
+        for pin in [OF_PRINCIPAL, OF_SUBJECT, TAKEN_OVER] {
+            let passed = passed(&key(pin)).expect("a key");
+            for pin in [OF_PRINCIPAL, OF_SUBJECT, TAKEN_OVER] {
+                assert!(key(pin) < passed, "{pin}");
+            }
+            for login in ["kube-authn-pina:a/a", "kube-authn-pio:a/a", "user:default/a"] {
+                assert!(passed < key(login), "{login}");
+            }
+        }
+        for login in ["component:a/a", "kube-authn-pi:z/z", "user:default/a"] {
+            assert_eq!(passed(&key(login)).expect("a key"), key(login));
+        }
+    }
+}
