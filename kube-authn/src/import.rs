@@ -196,18 +196,16 @@ impl Import {
         let client_id = verifier.login().client_id.as_ref();
         let (user, issuer) = (&key.principal, &key.issuer);
         let present = vault.find(user, issuer, client_id).await.map_err(Stop::of)?;
-        if present.is_none() {
-            let before = vault.was_taken_over(user, issuer).await.map_err(Stop::of)?;
-            if before && !self.again {
-                return Err(BEFORE.into());
-            }
-            if !self.dry_run {
-                vault.log_in(&key, login).await.map_err(Stop::of)?;
-            }
+        if present.is_none() && !self.again && vault.was_taken_over(user, issuer).await.map_err(Stop::of)? {
+            return Err(BEFORE.into());
         }
-        // Last: whom a run that was stopped left in between is there already for the next one, which notes it.
         if !self.dry_run {
-            vault.note_taken_over(user, issuer).await.map_err(Stop::of)?;
+            let cut_off = |error| cut_off(user, error);
+            // First: the login of a run that was stopped in between would come back after its user has logged out.
+            vault.note_taken_over(user, issuer).await.map_err(cut_off)?;
+            if present.is_none() {
+                vault.log_in(&key, login).await.map_err(cut_off)?;
+            }
         }
         match present {
             Some(_) => Err(PRESENT.into()),
@@ -282,6 +280,21 @@ impl Identities {
 fn unreached(error: Error) -> Error {
     let text = format!("{error}: nothing is taken over unverified: try again, or run it with --unverified");
     Error::new(error.kind(), text).with_source(error)
+}
+
+/// Somebody has to know of her: no other run will say so.
+fn cut_off(user: &EntityRef, error: Error) -> Stop {
+    match Stop::of(error) {
+        Stop::Failed(error) => {
+            let text = format!(
+                "{error}: the run stopped at {user}, who may be noted as taken over and have no login \
+                 (kube-authn logins list): then another run leaves her out, and she logs in herself, or --again brings her back, \
+                 with all who have logged out since"
+            );
+            Stop::Failed(Error::new(error.kind(), text).with_source(error))
+        }
+        skipped @ Stop::Skipped(_) => skipped,
+    }
 }
 
 /// All logins of clusterAuth, each once, those of a pinned client first.

@@ -8,8 +8,9 @@ use super::{
 use crate::{EntityRef, Expected, Issuer, Result, Subject};
 
 impl TokenVault {
-    /// Notes for good that this user had her chance: a login of hers at the issuer was taken over from elsewhere, or stood
-    /// here already when it was to be. Such notes survive logout and purge, as pins do.
+    /// Notes for good that this user had her chance: a login of hers at the issuer is about to be taken over from elsewhere,
+    /// or stands here already. Such notes survive logout and purge, as pins do. Noted after the login, one that is stopped
+    /// in between would be taken over again once its user has logged out.
     ///
     /// # Errors
     /// As [`TokenVault::load`].
