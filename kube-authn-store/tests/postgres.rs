@@ -436,6 +436,34 @@ async fn user_who_may_only_write_rows_works_on_a_schema_that_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn user_who_may_only_read_counts_rows_and_never_migrates() {
+    let server = Postgres::start();
+    let made = server.database();
+    let store = open(&made).await;
+    log_in(&TokenVault::new(store.clone(), keys()), "a").await;
+    server.run("CREATE ROLE reader LOGIN PASSWORD 'pw'");
+    server.run_in(
+        database(&made),
+        "GRANT SELECT ON kube_authn_logins, kube_authn_schema TO reader",
+    );
+    let as_reader = made.replace(
+        &format!("{}:{}@", Postgres::USER, Postgres::PASSWORD),
+        "reader:pw@",
+    );
+
+    let vault = TokenVault::new(open(&as_reader).await, keys());
+    let rows = vault.rows_by_key().await.expect("counted");
+    assert_eq!(rows.into_values().collect::<Vec<_>>(), [1]);
+
+    // As if the program were newer than the schema.
+    server.run_in(database(&made), "DELETE FROM kube_authn_schema");
+    let error = PostgresTokenStore::open(&as_reader).await.expect_err("older");
+    assert!(error.to_string().contains("may not make the tables"), "{error}");
+    let versions = server.run_in(database(&made), "SELECT count(*) FROM kube_authn_schema");
+    assert_eq!(versions.trim(), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn mistakes_in_the_url_are_told_and_no_text_shows_the_password() {
     let server = Postgres::start();
     let good = server.database();

@@ -21,7 +21,8 @@ mod store;
 pub(crate) struct Check {
     #[command(flatten)]
     files: Files,
-    /// Try each cluster: who does its API server say we are? And the token store: which key protects how many rows?
+    /// Try each cluster: who does its API server say we are? And the token store: which key protects how many rows? It is
+    /// opened as the service opens it: an older schema is migrated, if its user may
     #[arg(long)]
     connect: bool,
     /// Print one JSON object
