@@ -300,6 +300,8 @@ impl TokenVault {
     /// # Errors
     /// As [`TokenStore::purge`].
     pub async fn purge(&self, ended_before: Timestamp, limit: u32) -> Result<u32> {
+        // A pin never ends: the end of its row must not be a fraction of a millisecond before the end of time.
+        let ended_before = row::whole_milliseconds(ended_before);
         let purged = self.0.store.purge(ended_before, limit).await?;
         for (key, login) in self.0.live.ended_before(ended_before) {
             let present = self.0.store.load(&key).await;

@@ -59,9 +59,7 @@ pub(super) fn damaged() -> Error {
 
 /// Stores keep milliseconds, so nothing finer may be sealed.
 fn to_milliseconds(mut metadata: LoginMetadata) -> LoginMetadata {
-    let cut = |instant: &mut Timestamp| {
-        *instant = from_millisecond(instant.as_millisecond()).unwrap_or(*instant);
-    };
+    let cut = |instant: &mut Timestamp| *instant = whole_milliseconds(*instant);
     cut(&mut metadata.expires_at);
     cut(&mut metadata.created_at);
     cut(&mut metadata.updated_at);
@@ -193,6 +191,11 @@ fn read_instant(bytes: &[u8]) -> Option<Timestamp> {
 }
 
 /// As `Timestamp::from_millisecond`, which refuses the last second that a timestamp can hold.
+/// As stores keep it.
+pub(super) fn whole_milliseconds(instant: Timestamp) -> Timestamp {
+    from_millisecond(instant.as_millisecond()).unwrap_or(instant)
+}
+
 fn from_millisecond(millisecond: i64) -> Option<Timestamp> {
     let nanosecond = i32::try_from(millisecond % 1_000).ok()? * 1_000_000;
     Timestamp::new(millisecond / 1_000, nanosecond).ok()
