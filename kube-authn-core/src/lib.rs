@@ -79,5 +79,5 @@ pub use self::{
         KeyId, LoginHandle, LoginId, LoginMetadata, RefreshMark, Revision, Token, TokenKey, TokenRecord,
         TokenSet, USABLE_MARGIN, WeakLoginHandle, refresh_margin, usable,
     },
-    vault::{Claim, Login, LoginCount, NewLogin, Rekeyed, StoredLogin, TokenVault},
+    vault::{Claim, KeyRows, Login, LoginCount, NewLogin, Rekeyed, StoredLogin, TokenVault},
 };

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 pub use self::{
     count::LoginCount,
-    keys::Rekeyed,
+    keys::{KeyRows, Rekeyed},
     login::{Login, NewLogin},
     page::StoredLogin,
     refresh::Claim,

@@ -1,9 +1,9 @@
 //! The stored logins for whoever looks after them, and the rule that no key is retired while it is in use.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use kube_authn_clusters::{AppConfig, KubeAuthnConfig, StoreConfig};
-use kube_authn_core::{Error, ErrorKind, KeyId, Result, Secret, TokenVault, async_trait};
+use kube_authn_core::{Error, ErrorKind, KeyId, KeyRows, Result, Secret, TokenVault, async_trait};
 use kube_authn_store::{KeyProvider, KeyRing};
 
 use crate::assemble::store;
@@ -48,20 +48,31 @@ impl Administration {
         })
     }
 
-    /// Refuses if a row is sealed with a key that is not there: the ring has to hold every key in use.
+    /// Refuses if a row is sealed with a key that is not there: the ring has to hold every key in use, and under its id.
     ///
     /// # Errors
     /// `ConfigInvalid` that names the keys and how many rows they protect; `Unavailable` or `Timeout` if the store does not
     /// answer.
     pub async fn refuse_retired_keys(&self) -> Result<()> {
-        self.refuse_without(&self.keys.ids()).await
+        self.refuse_without(&self.keys).await
     }
 
-    async fn refuse_without(&self, ids: &[KeyId]) -> Result<()> {
-        let mut missing = self.vault.rows_by_key().await?;
+    /// Refuses if no row of a key opens, where that key has rows: it is another one of that name, and whoever goes on with
+    /// it leaves all of them unreadable. `rows` is what [`TokenVault::rows_by_key`] gave.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` that names the first of them and how many rows it has.
+    pub fn refuse_changed_keys(&self, rows: &BTreeMap<KeyId, KeyRows>) -> Result<()> {
+        refuse_changed(&self.keys.ids(), rows)
+    }
+
+    async fn refuse_without(&self, keys: &KeyRing) -> Result<()> {
+        let ids = keys.ids();
+        let mut missing = self.rows(keys).await?;
+        refuse_changed(&ids, &missing)?;
         missing.retain(|id, _| !ids.contains(id));
-        for (id, rows) in missing.iter().filter(|(id, _)| self.lost.contains(id)) {
-            tracing::warn!(key = %id, rows, "rows of the token store are sealed with a key that is lost");
+        for (id, key) in missing.iter().filter(|(id, _)| self.lost.contains(id)) {
+            tracing::warn!(key = %id, rows = key.rows, "rows of the token store are sealed with a key that is lost");
         }
         missing.retain(|id, _| !self.lost.contains(id));
         if missing.is_empty() {
@@ -69,7 +80,7 @@ impl Administration {
         }
         let keys: Vec<_> = missing
             .iter()
-            .map(|(id, rows)| format!("\"{id}\" ({rows} rows)"))
+            .map(|(id, key)| format!("\"{id}\" ({} rows)", key.rows))
             .collect();
         Err(Error::new(
             ErrorKind::ConfigInvalid,
@@ -80,6 +91,11 @@ impl Administration {
                 keys.join(", ")
             ),
         ))
+    }
+
+    /// What the store holds of each key, as a service with these keys would find it.
+    async fn rows(&self, keys: &KeyRing) -> Result<BTreeMap<KeyId, KeyRows>> {
+        self.vault.clone().with_sealer(keys.clone()).rows_by_key().await
     }
 
     /// As [`Administration::refuse_retired_keys`] at the start of a service: a store that does not answer is asked again in
@@ -110,8 +126,8 @@ impl Administration {
     /// Takes over the keys of a configuration that was read anew; says whether anything changed.
     ///
     /// # Errors
-    /// `ConfigInvalid` if there is none, if one has another's id, or if one that is taken out is in use or writes; else as
-    /// [`Administration::refuse_retired_keys`]. The keys stay as they were.
+    /// `ConfigInvalid` if there is none, if one has another's id, here or in the store, or if one that is taken out is in
+    /// use or writes; else as [`Administration::refuse_retired_keys`]. The keys stay as they were.
     pub(crate) async fn renew(&self, block: &KubeAuthnConfig) -> Result<bool> {
         let new = KeyRing::from_provider(&Configured::of(block)).await?;
         self.take_over(&new).await
@@ -122,9 +138,12 @@ impl Administration {
     async fn take_over(&self, new: &KeyRing) -> Result<bool> {
         let (new_ids, ids) = (new.ids(), self.keys.ids());
         if ids.iter().all(|id| new_ids.contains(id)) {
+            if ids.len() < new_ids.len() {
+                refuse_changed(&new_ids, &self.rows(new).await?)?;
+            }
             return self.keys.renew(new);
         }
-        self.refuse_without(&new_ids).await?;
+        self.refuse_without(new).await?;
         if let (Some(writes), false) = (ids.first(), new_ids.first() == ids.first()) {
             return Err(Error::new(
                 ErrorKind::ConfigInvalid,
@@ -136,7 +155,7 @@ impl Administration {
         }
         let before = self.keys.snapshot();
         let changed = self.keys.renew(new)?;
-        if let Err(error) = self.refuse_without(&new_ids).await {
+        if let Err(error) = self.refuse_without(new).await {
             self.keys.renew(&before)?;
             return Err(error);
         }
@@ -160,6 +179,21 @@ impl KeyProvider for Configured {
     async fn keys(&self) -> Result<Vec<(KeyId, Secret)>> {
         self.0.keys().await
     }
+}
+
+fn refuse_changed(ids: &[KeyId], rows: &BTreeMap<KeyId, KeyRows>) -> Result<()> {
+    let Some((id, key)) = rows.iter().find(|(id, key)| ids.contains(id) && !key.opens) else {
+        return Ok(());
+    };
+    Err(Error::new(
+        ErrorKind::ConfigInvalid,
+        format!(
+            "key \"{id}\" of kubeAuthn.encryption.keys is not the one that its rows are sealed with: none of its {} rows in \
+             the token store opens: put the key back that had this id, and give the new one an id of its own; if the old \
+             one is lost for good, name its id in kubeAuthn.encryption.lost then",
+            key.rows
+        ),
+    ))
 }
 
 fn is_outage(error: &Error) -> bool {
@@ -242,9 +276,14 @@ mod tests {
     }
 
     fn ring(ids: &[u8]) -> KeyRing {
-        let keys = ids.iter().map(|id| {
+        ring_of(ids.iter().map(|id| (*id, *id)))
+    }
+
+    /// Keys by number and content.
+    fn ring_of(keys: impl IntoIterator<Item = (u8, u8)>) -> KeyRing {
+        let keys = keys.into_iter().map(|(id, byte)| {
             let name = KeyId::new(&format!("k{id}")).expect("an id");
-            (name, Secret::new([*id; 32]))
+            (name, Secret::new([byte; 32]))
         });
         KeyRing::new(keys.collect()).expect("a ring")
     }
@@ -277,6 +316,27 @@ mod tests {
         assert_eq!(administration.keys.ids(), ring(&[2, 1]).ids());
         let read = administration.vault.load(&key()).await.expect("readable");
         assert!(read.is_some());
+    }
+
+    #[tokio::test]
+    async fn key_whose_rows_are_sealed_with_another_one_of_its_id_is_never_taken_over() {
+        let store = MemoryTokenStore::new();
+        log_in(&TokenVault::new(store.clone(), ring_of([(2, 9)]))).await;
+        let keys = ring(&[1]);
+        let administration = Administration {
+            vault: TokenVault::new(store, keys.clone()),
+            keys,
+            lost: Vec::new(),
+        };
+
+        for with_k2 in [ring(&[1, 2]), ring(&[2, 1]), ring(&[2, 3])] {
+            let error = administration.take_over(&with_k2).await.expect_err("another k2");
+            assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+            assert!(error.to_string().contains("key \"k2\""), "{error}");
+            assert_eq!(administration.keys.ids(), ring(&[1]).ids());
+        }
+        let found = ring_of([(1, 1), (2, 9)]);
+        assert!(administration.take_over(&found).await.expect("taken over"));
     }
 
     #[tokio::test]

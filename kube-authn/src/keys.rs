@@ -15,12 +15,12 @@ use kube_authn_core::{
 use crate::config::{Files, told};
 
 /// Logins and first-use pins are rows alike. A key that protects none can be taken out of kubeAuthn.encryption.keys. Exits
-/// with 1 if a key protects rows and is not configured.
+/// with 1 if a key protects rows and is not configured, or if none of its rows opens.
 #[derive(Debug, Args)]
 pub(crate) struct Keys {
     #[command(flatten)]
     files: Files,
-    /// Print one JSON object: {"keys": [{"id", "rows", "writes", "configured"}]}
+    /// Print one JSON object: {"keys": [{"id", "rows", "writes", "configured", "opens"}]}
     #[arg(long)]
     json: bool,
 }
@@ -31,24 +31,30 @@ pub(crate) struct Use {
     rows: u64,
     writes: bool,
     configured: bool,
+    /// Unless it has rows and none of them opens.
+    opens: bool,
     lost: bool,
 }
 
 impl Use {
     /// Whether rows cannot be read for want of it, and nobody said that it is lost.
     pub(crate) fn is_missing(&self) -> bool {
-        !self.configured && !self.lost
+        !self.opens && !self.lost
     }
 
     pub(crate) fn json(&self) -> Value {
         json!({
             "id": self.id.as_str(), "rows": self.rows, "writes": self.writes, "configured": self.configured,
+            "opens": self.opens,
         })
     }
 
     /// For people; ids are as wide as this.
     pub(crate) fn line(&self, width: usize) -> String {
         let note = match (self.writes, self.configured, self.lost, self.rows) {
+            (_, true, ..) if !self.opens => {
+                "ANOTHER KEY: none of its rows opens, put the one back that had this id"
+            }
             (true, ..) => "writes",
             (_, true, _, 0) => "unused: can be taken out",
             (_, true, ..) => "reads: kube-authn rekey frees it",
@@ -86,20 +92,25 @@ pub(crate) async fn uses(administration: &Administration) -> Result<Vec<Use>> {
     let mut rows = administration.vault.rows_by_key().await?;
     let configured = administration.keys.ids().into_iter().enumerate();
     let mut keys: Vec<_> = configured
-        .map(|(index, id)| Use {
-            rows: rows.remove(&id).unwrap_or_default(),
-            id,
-            writes: index == 0,
-            configured: true,
-            lost: false,
+        .map(|(index, id)| {
+            let found = rows.remove(&id);
+            Use {
+                rows: found.map_or(0, |key| key.rows),
+                id,
+                writes: index == 0,
+                configured: true,
+                opens: found.is_none_or(|key| key.opens),
+                lost: false,
+            }
         })
         .collect();
-    keys.extend(rows.into_iter().map(|(id, rows)| Use {
+    keys.extend(rows.into_iter().map(|(id, key)| Use {
         lost: administration.lost.contains(&id),
         id,
-        rows,
+        rows: key.rows,
         writes: false,
         configured: false,
+        opens: false,
     }));
     Ok(keys)
 }

@@ -86,7 +86,7 @@ impl Rekey {
         let unknown: Vec<_> = rows
             .iter()
             .filter(|(id, _)| !ids.contains(id) && !administration.lost.contains(id))
-            .map(|(id, rows)| format!("\"{id}\" ({rows} rows)"))
+            .map(|(id, key)| format!("\"{id}\" ({} rows)", key.rows))
             .collect();
         if !unknown.is_empty() {
             return Err(refused(&format!(
@@ -95,6 +95,9 @@ impl Rekey {
                  kubeAuthn.encryption.lost",
                 unknown.join(", ")
             )));
+        }
+        if let Err(error) = administration.refuse_changed_keys(&rows) {
+            return Err(refused(&error.to_string()));
         }
         let is_new = !rows.is_empty() && !rows.contains_key(first);
         match is_new && self.key.is_none() && !self.dry_run {

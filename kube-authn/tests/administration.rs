@@ -227,8 +227,8 @@ async fn replicas_with_different_rings_log_nobody_out_and_the_old_key_is_retired
         (
             Some(0),
             json!({ "keys": [
-                { "id": "k2", "rows": 3, "writes": true, "configured": true },
-                { "id": "k1", "rows": 0, "writes": false, "configured": true },
+                { "id": "k2", "rows": 3, "writes": true, "configured": true, "opens": true },
+                { "id": "k1", "rows": 0, "writes": false, "configured": true, "opens": true },
             ]})
         )
     );
@@ -271,6 +271,54 @@ async fn key_of_a_file_that_changed_writes_without_a_restart_and_never_under_an_
     // Were k2 not taken over, a ring of k3 alone would not be refused for its sake.
     let refused = service.reload.apply(&place.config(&["k3"])).await.unwrap_err();
     assert!(refused.to_string().contains("\"k2\" (1 rows)"), "{refused}");
+}
+
+#[tokio::test]
+async fn key_with_other_bytes_under_an_old_id_is_refused_wherever_rows_are_counted() {
+    let place = Place::new();
+    let vault = place.vault(&["k1"]).await;
+    for name in ["alice", "bob"] {
+        vault.log_in(&key(name), login(name, at(FAR))).await.unwrap();
+    }
+
+    fs::write(place.path().join("k1"), STANDARD.encode([9; 32])).unwrap();
+    let refused = place.serve(&["k1"]).await.unwrap_err();
+    let Run(keys_code, keys, _) = place.run(&["keys"]);
+    let Run(check_code, check, _) = place.run(&["check", "--connect"]);
+    let Run(rekey_code, rekey, errors) = place.run(&["rekey"]);
+    // A new key in front of it changes nothing.
+    let behind = place.serve(&["k2", "k1"]).await.unwrap_err();
+
+    for error in [&refused, &behind] {
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+        let text = error.to_string();
+        assert!(
+            text.contains("key \"k1\" of kubeAuthn.encryption.keys is not the one")
+                && text.contains("its 2 rows"),
+            "{text}"
+        );
+    }
+    assert_eq!((keys_code, check_code, rekey_code), (Some(1), Some(1), Some(1)));
+    assert!(keys.starts_with("k1          2 rows  ANOTHER KEY"), "{keys}");
+    assert!(
+        check.contains("store     k1          2 rows  ANOTHER KEY"),
+        "{check}"
+    );
+    assert!(
+        rekey.is_empty() && errors.contains("nothing is written: key \"k1\""),
+        "{errors}"
+    );
+
+    // Rows under the new key beside the old ones are not told from damage, which stops nobody.
+    place
+        .vault(&["k1"])
+        .await
+        .log_in(&key("bob"), login("bob", at(FAR)))
+        .await
+        .unwrap();
+    place.serve(&["k1"]).await.unwrap();
+    let Run(code, ..) = place.run(&["keys"]);
+    assert_eq!(code, Some(0));
 }
 
 #[tokio::test]
@@ -340,8 +388,8 @@ async fn connect_tells_which_key_protects_how_many_rows_and_which_one_is_missing
     assert_eq!(
         serde_json::from_str::<Value>(&json).unwrap()["store"],
         json!({ "keys": [
-            { "id": "k2", "rows": 0, "writes": true, "configured": true },
-            { "id": "k1", "rows": 1, "writes": false, "configured": false },
+            { "id": "k2", "rows": 0, "writes": true, "configured": true, "opens": true },
+            { "id": "k1", "rows": 1, "writes": false, "configured": false, "opens": false },
         ]})
     );
     let Run(_, out, _) = place.run(&["check"]);

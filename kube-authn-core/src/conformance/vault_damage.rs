@@ -142,7 +142,7 @@ pub async fn nothing_shows_a_token(fixture: &VaultFixture) {
 }
 
 /// The row as the store has it.
-async fn row(fixture: &VaultFixture, key: &TokenKey) -> TokenRecord {
+pub(super) async fn row(fixture: &VaultFixture, key: &TokenKey) -> TokenRecord {
     match ok(fixture.store.load(key).await) {
         Some(row) => row,
         None => panic!("no row under {key:?}"),
@@ -150,7 +150,7 @@ async fn row(fixture: &VaultFixture, key: &TokenKey) -> TokenRecord {
 }
 
 /// Writes a row past every vault.
-async fn put(fixture: &VaultFixture, key: &TokenKey, row: &TokenRecord) {
+pub(super) async fn put(fixture: &VaultFixture, key: &TokenKey, row: &TokenRecord) {
     let present = ok(fixture.store.load(key).await);
     let expected = present.map_or(Expected::Absent, |row| Expected::At(row.revision));
     ok(fixture.store.save(key, row, expected).await);

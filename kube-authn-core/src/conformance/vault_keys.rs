@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::vault::{VaultFixture, after, alice, key, kind, login, ok, present, tokens, valid};
+use super::{
+    vault::{VaultFixture, after, alice, key, kind, login, ok, present, tokens, valid},
+    vault_damage,
+};
 use crate::{
     Claim, EntityRef, ErrorKind, Issuer, KeyId, LoginId, Rekeyed, Result, Sealer, Secret, TokenVault,
 };
@@ -14,6 +17,7 @@ pub(super) async fn all<F: Future<Output = VaultFixture>>(fresh: impl Fn() -> F)
     row_of_a_running_refresh_is_left_to_it(&fresh().await).await;
     rekeyed_login_is_not_taken_for_a_refreshed_one(&fresh().await).await;
     row_of_an_unknown_key_stays_and_is_never_no_login(&fresh().await).await;
+    damaged_row_never_passes_for_another_key(&fresh().await).await;
 }
 
 /// Logins and pins get the newest key; handles, tokens and metadata stay, here and in other processes.
@@ -34,7 +38,8 @@ pub async fn rekeyed_rows_end_no_login_and_keep_their_content(fixture: &VaultFix
         .await);
     let (seen, read) = (present(&elsewhere).await, ok(elsewhere.rows_by_key().await));
     let rows = 23;
-    assert_eq!(read.values().sum::<u64>(), rows);
+    assert_eq!(read.values().map(|key| key.rows).sum::<u64>(), rows);
+    assert!(read.values().all(|key| key.opens), "{read:?}");
 
     let mut tried = Rekeyed::default();
     let mut after_key = None;
@@ -140,6 +145,29 @@ pub async fn row_of_an_unknown_key_stays_and_is_never_no_login(fixture: &VaultFi
         }
     );
     assert_eq!(present(&rotated).await.tokens, tokens("one", 60));
+    for (vault, opens) in [(&behind, false), (&rotated, true)] {
+        let read = ok(vault.rows_by_key().await);
+        let keys: Vec<_> = read.values().map(|key| (key.rows, key.opens)).collect();
+        assert_eq!(keys, [(1, opens)]);
+    }
+}
+
+/// A damaged row says nothing of its key as long as another one opens.
+pub async fn damaged_row_never_passes_for_another_key(fixture: &VaultFixture) {
+    let vault = fixture.vault();
+    for name in ["alice", "bob", "carol"] {
+        ok(vault.log_in(&key(name, "c"), login("one", 60)).await);
+    }
+    for name in ["alice", "bob"] {
+        let mut row = vault_damage::row(fixture, &key(name, "c")).await;
+        row.sealed.truncate(row.sealed.len() - 1);
+        vault_damage::put(fixture, &key(name, "c"), &row).await;
+    }
+
+    let read = ok(vault.rows_by_key().await);
+
+    let keys: Vec<_> = read.values().map(|key| (key.rows, key.opens)).collect();
+    assert_eq!(keys, [(3, true)]);
 }
 
 /// How many logins the pages show.

@@ -1,12 +1,22 @@
 //! Which key protects which rows, and writing rows anew under the newest key.
 
-use std::{collections::BTreeMap, ops::AddAssign};
+use std::{collections::BTreeMap, ops::AddAssign, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::task::{JoinError, JoinSet};
 
-use super::{ATTEMPTS, TokenVault, row};
-use crate::{Error, ErrorKind, Expected, KeyId, Result, TokenKey, TokenRecord};
+use super::{ATTEMPTS, Inner, TokenVault, row};
+use crate::{Error, ErrorKind, Expected, KeyId, Result, Sealer, TokenKey, TokenRecord};
+
+/// What a store holds of a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeyRows {
+    /// Rows that name this key.
+    pub rows: u64,
+    /// Whether one of them opens. If none does, the key is not there, or it is another one of that name.
+    pub opens: bool,
+}
 
 /// What came of writing rows under the newest key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,24 +65,35 @@ enum Outcome {
 }
 
 impl TokenVault {
-    /// How many rows each key protects, first-use pins included. Reads the whole store, a page at a time.
+    /// The same logins, and how they live, with other keys.
+    pub fn with_sealer(self, sealer: impl Sealer) -> Self {
+        Self(Arc::new(Inner {
+            store: Arc::clone(&self.0.store),
+            sealer: Arc::new(sealer),
+            clock: Arc::clone(&self.0.clock),
+            live: Arc::clone(&self.0.live),
+        }))
+    }
+
+    /// How many rows each key protects, first-use pins included, and whether they open. Reads the whole store, a page at a
+    /// time, and opens rows of a key until one opens.
     ///
     /// # Errors
     /// As [`TokenStore::scan`](crate::TokenStore::scan).
-    pub async fn rows_by_key(&self) -> Result<BTreeMap<KeyId, u64>> {
-        let mut rows = BTreeMap::new();
+    pub async fn rows_by_key(&self) -> Result<BTreeMap<KeyId, KeyRows>> {
+        let mut keys: BTreeMap<KeyId, KeyRows> = BTreeMap::new();
         let mut after = None;
         loop {
             let page = self.0.store.scan(after.as_ref(), PAGE).await?;
             let Some((last, _)) = page.last() else {
-                return Ok(rows);
+                return Ok(keys);
             };
             after = Some(last.clone());
-            for (_, record) in &page {
-                match rows.get_mut(&record.key_id) {
-                    Some(count) => *count += 1,
-                    None => drop(rows.insert(record.key_id.clone(), 1)),
-                }
+            for (key, record) in &page {
+                let of_key = keys.entry(record.key_id.clone()).or_default();
+                of_key.rows += 1;
+                // Nobody asked for the login, so damage is no event.
+                of_key.opens = of_key.opens || row::open(&*self.0.sealer, key, record).is_ok();
             }
         }
     }
