@@ -172,6 +172,12 @@ pub trait Sealer: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `RecordDamaged` if the key is not in the ring or the bytes do not verify.
     fn open(&self, key_id: &KeyId, bound_to: &[u8], sealed: &[u8]) -> Result<Secret>;
+
+    /// Whether this key is gone for good and somebody said so: what it sealed counts as not there. Without an answer of your
+    /// own, no key is.
+    fn is_lost(&self, _key_id: &KeyId) -> bool {
+        false
+    }
 }
 
 impl<S: Sealer + ?Sized> Sealer for std::sync::Arc<S> {
@@ -181,5 +187,9 @@ impl<S: Sealer + ?Sized> Sealer for std::sync::Arc<S> {
 
     fn open(&self, key_id: &KeyId, bound_to: &[u8], sealed: &[u8]) -> Result<Secret> {
         (**self).open(key_id, bound_to, sealed)
+    }
+
+    fn is_lost(&self, key_id: &KeyId) -> bool {
+        (**self).is_lost(key_id)
     }
 }

@@ -52,6 +52,7 @@ use crate::{
 /// 10. No `Debug`, error or row shows a token.
 /// 11. That a login was taken over from elsewhere is noted for good; such a note is no login, however many there are.
 /// 12. Writing rows under the newest key ends no login and takes none from a refresh; a row that does not open stays.
+/// 13. What a lost key sealed ([`Sealer::is_lost`]) is no login and no pin, and gives way; notes stay.
 #[derive(Clone)]
 pub struct TokenVault(Arc<Inner>);
 
@@ -93,8 +94,8 @@ impl TokenVault {
         for _ in 0..ATTEMPTS {
             let began = self.0.live.begin();
             let record = match self.0.store.load(key).await {
-                Ok(Some(record)) => record,
-                Ok(None) => return Ok(None),
+                Ok(Some(record)) if !self.is_lost(&record) => record,
+                Ok(_) => return Ok(None),
                 Err(error) => return Err(noted(key, error)),
             };
             let (tokens, extra) = self.open(key, &record)?;
@@ -191,8 +192,9 @@ impl TokenVault {
         mut login: NewLogin,
     ) -> Result<Revision, Replace> {
         // A row that does not open decides nothing about the login that replaces it.
+        let readable = present.filter(|row| !self.is_lost(row));
         if let Some((record, (tokens, extra))) =
-            present.and_then(|row| Some((row, self.open(key, row).ok()?)))
+            readable.and_then(|row| Some((row, self.open(key, row).ok()?)))
         {
             let older = match (login.issued_at, extra.issued_at) {
                 (Some(new), Some(old)) => new.as_millisecond() < old.as_millisecond(),

@@ -43,7 +43,10 @@ impl KeyProvider for Vec<(KeyId, Secret)> {
 /// The cipher is AES-256-GCM-SIV (RFC 8452) with a random nonce for each row: should a nonce ever come twice, it shows
 /// that two rows are equal and nothing else.
 #[derive(Clone)]
-pub struct KeyRing(Arc<RwLock<Keys>>);
+pub struct KeyRing {
+    keys: Arc<RwLock<Keys>>,
+    lost: Arc<[KeyId]>,
+}
 
 type Keys = Arc<[(KeyId, LessSafeKey)]>;
 
@@ -85,7 +88,16 @@ impl KeyRing {
                 },
             )
             .collect::<Result<_>>()?;
-        Ok(Self(Arc::new(RwLock::new(keys))))
+        Ok(Self {
+            keys: Arc::new(RwLock::new(keys)),
+            lost: Arc::default(),
+        })
+    }
+
+    /// Names keys that nobody has any more: whose login one of them sealed, has none. One that is in the ring is not lost.
+    pub fn with_lost(mut self, ids: Vec<KeyId>) -> Self {
+        self.lost = ids.into();
+        self
     }
 
     /// A ring of the keys that the provider has now.
@@ -96,7 +108,8 @@ impl KeyRing {
         Self::new(provider.keys().await?)
     }
 
-    /// Takes over the keys of another ring, for this one and all of its clones; says whether anything changed.
+    /// Takes over the keys of another ring, for this one and all of its clones; says whether anything changed. Which ones are
+    /// lost stays as it was.
     ///
     /// # Errors
     /// `ConfigInvalid` if a key has the id of one that is here, and is another: what that one sealed would be lost. This
@@ -115,13 +128,16 @@ impl KeyRing {
         }
         let ids = |keys: &Keys| keys.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>();
         let changed = ids(&present) != ids(&new);
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(changed)
     }
 
     /// A ring of the keys that are here now, which shares nothing with this one: to put them back.
     pub fn snapshot(&self) -> Self {
-        Self(Arc::new(RwLock::new(self.keys())))
+        Self {
+            keys: Arc::new(RwLock::new(self.keys())),
+            lost: Arc::clone(&self.lost),
+        }
     }
 
     /// A ring of keys as they stand in the configuration: base64 of 32 bytes each; the first one seals.
@@ -163,7 +179,7 @@ impl KeyRing {
     }
 
     fn keys(&self) -> Keys {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -227,6 +243,10 @@ impl Sealer for KeyRing {
             )
             .map_err(|Unspecified| damaged())?;
         Ok(Secret::new(&*plain))
+    }
+
+    fn is_lost(&self, key_id: &KeyId) -> bool {
+        self.lost.contains(key_id) && !self.keys().iter().any(|(id, _)| id == key_id)
     }
 }
 
@@ -406,6 +426,19 @@ mod tests {
 
         assert_eq!(refused.expect_err("another key").kind(), ErrorKind::ConfigInvalid);
         assert!(running.open(&id, b"row", &sealed).is_ok());
+    }
+
+    #[test]
+    fn key_that_is_found_again_is_not_lost() {
+        let id = |id| KeyId::new(id).expect("an id");
+        let running = ring(&[("k2", 2)]).expect("a ring").with_lost(vec![id("k1")]);
+        assert!(running.is_lost(&id("k1")) && !running.is_lost(&id("k2")) && !running.is_lost(&id("k3")));
+
+        running
+            .renew(&ring(&[("k2", 2), ("k1", 1)]).expect("a ring"))
+            .expect("renewed");
+
+        assert!(!running.is_lost(&id("k1")));
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kube_authn_clusters::{AppConfig, KubeAuthnConfig, StoreConfig};
-use kube_authn_core::{Error, ErrorKind, KeyId, KeyRows, Result, Secret, TokenVault, async_trait};
+use kube_authn_core::{Error, ErrorKind, KeyId, KeyRows, Result, Sealer, Secret, TokenVault, async_trait};
 use kube_authn_store::{KeyProvider, KeyRing};
 
 use crate::assemble::store;
@@ -15,10 +15,8 @@ use crate::assemble::store;
 pub struct Administration {
     /// The logins.
     pub vault: TokenVault,
-    /// The keys; the first one writes.
+    /// The keys, the first one writes; and which are lost for good (`kubeAuthn.encryption.lost`).
     pub keys: KeyRing,
-    /// Keys that are lost for good (`kubeAuthn.encryption.lost`).
-    pub lost: Vec<KeyId>,
 }
 
 impl Administration {
@@ -40,12 +38,9 @@ impl Administration {
 
     pub(crate) async fn of(block: &KubeAuthnConfig) -> Result<Self> {
         let keys = KeyRing::from_provider(&Configured::of(block)).await?;
+        let keys = keys.with_lost(block.lost_keys.clone());
         let vault = store::vault(block.store.as_ref(), keys.clone()).await?;
-        Ok(Self {
-            vault,
-            keys,
-            lost: block.lost_keys.clone(),
-        })
+        Ok(Self { vault, keys })
     }
 
     /// Refuses if a row is sealed with a key that is not there: the ring has to hold every key in use, and under its id.
@@ -71,10 +66,10 @@ impl Administration {
         let mut missing = self.rows(keys).await?;
         refuse_changed(&ids, &missing)?;
         missing.retain(|id, _| !ids.contains(id));
-        for (id, key) in missing.iter().filter(|(id, _)| self.lost.contains(id)) {
+        for (id, key) in missing.iter().filter(|(id, _)| self.keys.is_lost(id)) {
             tracing::warn!(key = %id, rows = key.rows, "rows of the token store are sealed with a key that is lost");
         }
-        missing.retain(|id, _| !self.lost.contains(id));
+        missing.retain(|id, _| !self.keys.is_lost(id));
         if missing.is_empty() {
             return Ok(());
         }
@@ -301,7 +296,6 @@ mod tests {
         Administration {
             vault: TokenVault::new(busy, keys.clone()),
             keys,
-            lost: Vec::new(),
         }
     }
 
@@ -326,7 +320,6 @@ mod tests {
         let administration = Administration {
             vault: TokenVault::new(store, keys.clone()),
             keys,
-            lost: Vec::new(),
         };
 
         for with_k2 in [ring(&[1, 2]), ring(&[2, 1]), ring(&[2, 3])] {

@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use kube_authn::Administration;
 use kube_authn_core::{
-    KeyId, Result,
+    KeyId, Result, Sealer,
     serde_json::{Value, json},
 };
 
@@ -58,7 +58,7 @@ impl Use {
             (true, ..) => "writes",
             (_, true, _, 0) => "unused: can be taken out",
             (_, true, ..) => "reads: kube-authn rekey frees it",
-            (_, false, true, _) => "lost: its rows cannot be read",
+            (_, false, true, _) => "lost: its rows count as not there",
             (_, false, false, _) => "NOT CONFIGURED: put it back into kubeAuthn.encryption.keys",
         };
         format!("{:<width$}  {:>9} rows  {note}", self.id.as_str(), self.rows)
@@ -105,7 +105,7 @@ pub(crate) async fn uses(administration: &Administration) -> Result<Vec<Use>> {
         })
         .collect();
     keys.extend(rows.into_iter().map(|(id, key)| Use {
-        lost: administration.lost.contains(&id),
+        lost: administration.keys.is_lost(&id),
         id,
         rows: key.rows,
         writes: false,

@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 use kube_authn::Administration;
-use kube_authn_core::{Error, ErrorKind, Rekeyed, Result, TokenVault};
+use kube_authn_core::{Error, ErrorKind, Rekeyed, Result, Sealer, TokenVault};
 
 use crate::config::{Files, told};
 
@@ -63,6 +63,12 @@ impl Rekey {
                  they were changed outside"
             );
         }
+        if done.lost > 0 {
+            eprintln!(
+                "kube-authn: {} rows of lost keys are left: they count as not there, and new logins take their place",
+                done.lost
+            );
+        }
         match done.busy + done.damaged {
             0 => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,
@@ -85,7 +91,7 @@ impl Rekey {
         let rows = administration.vault.rows_by_key().await?;
         let unknown: Vec<_> = rows
             .iter()
-            .filter(|(id, _)| !ids.contains(id) && !administration.lost.contains(id))
+            .filter(|(id, _)| !ids.contains(id) && !administration.keys.is_lost(id))
             .map(|(id, key)| format!("\"{id}\" ({} rows)", key.rows))
             .collect();
         if !unknown.is_empty() {
@@ -135,5 +141,5 @@ fn refused(why: &str) -> Error {
 }
 
 fn visited(done: &Rekeyed) -> u64 {
-    done.rewritten + done.current + done.busy + done.damaged
+    done.rewritten + done.current + done.busy + done.damaged + done.lost
 }

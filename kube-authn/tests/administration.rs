@@ -445,7 +445,27 @@ async fn lost_key_stops_nobody_once_it_is_named() {
         .unwrap();
     let Run(code, out, _) = place.run(&["keys"]);
     assert_eq!(code, Some(0));
-    assert!(out.contains("lost: its rows cannot be read"), "{out}");
+    assert!(out.contains("lost: its rows count as not there"), "{out}");
+
+    // Alice has no login, as if she had logged out, and logs in again.
+    let vault = place.opened().await;
+    assert!(vault.load(&key("alice")).await.unwrap().is_none());
+    let Run(code, out, errors) = place.run(&["rekey", "--key", "k2"]);
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(
+        out.starts_with("0 written") && out.ends_with(" 0 that do not open\n"),
+        "{out}"
+    );
+    assert!(
+        errors.contains("1 rows of lost keys are left") && !errors.contains("record_damaged"),
+        "{errors}"
+    );
+    vault
+        .log_in(&key("alice"), login("alice", at(FAR)))
+        .await
+        .unwrap();
+    let Run(_, out, _) = place.run(&["keys"]);
+    assert_eq!(out, "k2          1 rows  writes\n");
 }
 
 #[tokio::test]

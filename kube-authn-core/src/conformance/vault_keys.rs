@@ -9,7 +9,8 @@ use super::{
     vault_damage,
 };
 use crate::{
-    Claim, EntityRef, ErrorKind, Issuer, KeyId, LoginId, Rekeyed, Result, Sealer, Secret, TokenVault,
+    Claim, EntityRef, ErrorKind, Issuer, KeyId, LoginId, Rekeyed, Result, Sealer, Secret, TokenKey,
+    TokenVault,
 };
 
 pub(super) async fn all<F: Future<Output = VaultFixture>>(fresh: impl Fn() -> F) {
@@ -18,6 +19,7 @@ pub(super) async fn all<F: Future<Output = VaultFixture>>(fresh: impl Fn() -> F)
     rekeyed_login_is_not_taken_for_a_refreshed_one(&fresh().await).await;
     row_of_an_unknown_key_stays_and_is_never_no_login(&fresh().await).await;
     damaged_row_never_passes_for_another_key(&fresh().await).await;
+    row_of_a_lost_key_is_no_login_and_gives_way(&fresh().await).await;
 }
 
 /// Logins and pins get the newest key; handles, tokens and metadata stay, here and in other processes.
@@ -170,6 +172,53 @@ pub async fn damaged_row_never_passes_for_another_key(fixture: &VaultFixture) {
     assert_eq!(keys, [(3, true)]);
 }
 
+/// Nobody can open what a lost key sealed: that locks nobody out, and brings nobody back.
+pub async fn row_of_a_lost_key_is_no_login_and_gives_way(fixture: &VaultFixture) {
+    let old = fixture.vault();
+    let vault = fixture.vault_elsewhere_sealed(Rotated {
+        sealer: fixture.sealer(),
+        loses: true,
+    });
+    let TokenKey {
+        principal, issuer, ..
+    } = alice();
+    let bob = key("bob", "kubernetes").principal;
+    let (first, other) = (
+        super::vault::of_subject("first"),
+        super::vault::of_subject("other"),
+    );
+    ok(old.log_in(&alice(), login("one", 3_600)).await);
+    ok(old.pin(&principal, &issuer, &first).await);
+    ok(old.note_taken_over(&principal, &issuer).await);
+
+    assert!(ok(vault.load(&alice()).await).is_none());
+    assert!(ok(vault.find(&principal, &issuer, None).await).is_none());
+    let lost = rekey(&vault).await;
+    ok(vault.pin(&principal, &issuer, &other).await);
+    let pinned = vault.pin(&bob, &issuer, &other).await;
+    ok(vault.pin(&bob, &issuer, &first).await);
+    ok(vault.log_in(&alice(), login("two", 60)).await);
+
+    assert_eq!(
+        lost,
+        Rekeyed {
+            lost: 4,
+            ..Rekeyed::default()
+        }
+    );
+    assert_eq!(kind(pinned), Some(ErrorKind::Refused));
+    assert_eq!(present(&vault).await.tokens, tokens("two", 60));
+    assert!(ok(vault.was_taken_over(&principal, &issuer).await));
+    assert_eq!(
+        rekey(&vault).await,
+        Rekeyed {
+            current: 5,
+            lost: 1,
+            ..Rekeyed::default()
+        }
+    );
+}
+
 /// How many logins the pages show.
 async fn logins(vault: &TokenVault) -> usize {
     let (mut count, mut after) = (0, None);
@@ -200,7 +249,10 @@ async fn rekey(vault: &TokenVault) -> Rekeyed {
 
 /// A vault, as another process would have it, whose newest key is one more than the fixture's.
 fn rotated(fixture: &VaultFixture) -> TokenVault {
-    fixture.vault_elsewhere_sealed(Rotated(fixture.sealer()))
+    fixture.vault_elsewhere_sealed(Rotated {
+        sealer: fixture.sealer(),
+        loses: false,
+    })
 }
 
 fn owner() -> LoginId {
@@ -209,19 +261,27 @@ fn owner() -> LoginId {
 
 /// The fixture's keys, and in front of them the same key under another name.
 #[derive(Debug)]
-struct Rotated(Arc<dyn Sealer>);
+struct Rotated {
+    sealer: Arc<dyn Sealer>,
+    /// Whether the fixture's own keys are lost.
+    loses: bool,
+}
 
 impl Sealer for Rotated {
     fn seal(&self, bound_to: &[u8], plain: &[u8]) -> Result<(KeyId, Bytes)> {
-        let (id, sealed) = self.0.seal(bound_to, plain)?;
+        let (id, sealed) = self.sealer.seal(bound_to, plain)?;
         Ok((KeyId::new(&format!("{PREFIX}{id}"))?, sealed))
     }
 
     fn open(&self, key_id: &KeyId, bound_to: &[u8], sealed: &[u8]) -> Result<Secret> {
         match key_id.as_str().strip_prefix(PREFIX) {
-            Some(id) => self.0.open(&KeyId::new(id)?, bound_to, sealed),
-            None => self.0.open(key_id, bound_to, sealed),
+            Some(id) => self.sealer.open(&KeyId::new(id)?, bound_to, sealed),
+            None => self.sealer.open(key_id, bound_to, sealed),
         }
+    }
+
+    fn is_lost(&self, key_id: &KeyId) -> bool {
+        self.loses && !key_id.as_str().starts_with(PREFIX)
     }
 }
 

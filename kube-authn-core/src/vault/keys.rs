@@ -30,6 +30,8 @@ pub struct Rekeyed {
     pub busy: u64,
     /// Rows that do not open: their key is not in the ring, or they were changed outside. They stay as they are.
     pub damaged: u64,
+    /// Rows whose key is lost for good. They stay as they are until somebody's new login takes their place.
+    pub lost: u64,
 }
 
 impl AddAssign for Rekeyed {
@@ -38,6 +40,7 @@ impl AddAssign for Rekeyed {
         self.current += other.current;
         self.busy += other.busy;
         self.damaged += other.damaged;
+        self.lost += other.lost;
     }
 }
 
@@ -48,6 +51,7 @@ impl Rekeyed {
             Outcome::Current => self.current += 1,
             Outcome::Busy => self.busy += 1,
             Outcome::Damaged => self.damaged += 1,
+            Outcome::Lost => self.lost += 1,
             Outcome::Gone => {}
         }
     }
@@ -60,6 +64,7 @@ enum Outcome {
     Current,
     Busy,
     Damaged,
+    Lost,
     /// It was deleted meanwhile.
     Gone,
 }
@@ -148,6 +153,10 @@ impl TokenVault {
         }
     }
 
+    pub(super) fn is_lost(&self, record: &TokenRecord) -> bool {
+        self.0.sealer.is_lost(&record.key_id)
+    }
+
     /// The key that seals now.
     fn newest_key(&self) -> Result<KeyId> {
         self.0.sealer.seal(&[], &[]).map(|(id, _)| id)
@@ -163,6 +172,9 @@ impl TokenVault {
         for _ in 0..ATTEMPTS {
             if record.key_id == *newest {
                 return Ok(Outcome::Current);
+            }
+            if self.is_lost(&record) {
+                return Ok(Outcome::Lost);
             }
             if is_held(&record, self.0.clock.now()) {
                 return Ok(Outcome::Busy);

@@ -3,7 +3,7 @@
 //! A pin is two rows, one under the subject that names the principal, one under the principal that names the subject.
 //! The second is never rewritten, so whoever is named by the first and has another subject can never be confirmed: only
 //! such a first row may be overwritten. Thus no two pins ever share a principal or a subject, whoever races or dies
-//! between the two writes.
+//! between the two writes. A row whose key is lost says nothing any more, and is written anew like one that is not there.
 
 use jiff::Timestamp;
 
@@ -25,18 +25,18 @@ impl TokenVault {
         let of_subject = pin_key(OF_SUBJECT, issuer, subject.as_str())?;
         let owner = Subject::new(principal.as_str())?;
         for _ in 0..ATTEMPTS {
-            let (confirmed, expected) = self
+            let [of_principal_was, of_subject_was] = self
                 .checked(principal, [&of_principal, &of_subject], subject)
                 .await?;
-            if let Some(expected) = expected
+            if let Some(expected) = of_subject_was
                 && !self.save_pin(&of_subject, &owner, expected).await?
             {
                 continue;
             }
-            if confirmed {
+            let Some(expected) = of_principal_was else {
                 return Ok(());
-            }
-            if self.save_pin(&of_principal, subject, Expected::Absent).await? {
+            };
+            if self.save_pin(&of_principal, subject, expected).await? {
                 AuditEvent::IdentityPinned {
                     principal,
                     issuer,
@@ -67,47 +67,51 @@ impl TokenVault {
             .map(drop)
     }
 
-    /// Whether the principal's row names this subject already, and what to expect where the subject's row has to be written.
+    /// For each of the two rows what to expect where it has to be written; `None` if it names the other one already.
     async fn checked(
         &self,
         principal: &EntityRef,
         [of_principal, of_subject]: [&TokenKey; 2],
         subject: &Subject,
-    ) -> Result<(bool, Option<Expected>)> {
-        let confirmed = match self.pinned(of_principal).await? {
-            Some((_, pinned)) if pinned != *subject => return Err(mismatch()),
-            pinned => pinned.is_some(),
+    ) -> Result<[Option<Expected>; 2]> {
+        let of_principal = match self.pinned(of_principal).await? {
+            (_, Some(pinned)) if pinned != *subject => return Err(mismatch()),
+            (_, Some(_)) => None,
+            (expected, None) => Some(expected),
         };
-        let expected = match self.pinned(of_subject).await? {
-            Some((_, pinned)) if pinned.as_str() == principal.as_str() => None,
-            Some((revision, pinned)) => {
+        let of_subject = match self.pinned(of_subject).await? {
+            (_, Some(pinned)) if pinned.as_str() == principal.as_str() => None,
+            (expected, Some(pinned)) => {
                 self.refuse_unless_void(&of_subject.issuer, &pinned, subject)
                     .await?;
-                Some(Expected::At(revision))
+                Some(expected)
             }
-            None => Some(Expected::Absent),
+            (expected, None) => Some(expected),
         };
-        Ok((confirmed, expected))
+        Ok([of_principal, of_subject])
     }
 
     /// The subject is claimed by this owner: refuses, unless the owner is pinned to another subject for good.
     async fn refuse_unless_void(&self, issuer: &Issuer, owner: &Subject, subject: &Subject) -> Result<()> {
         let of_owner = pin_key(OF_PRINCIPAL, issuer, owner.as_str())?;
         match self.pinned(&of_owner).await? {
-            Some((_, pinned)) if pinned != *subject => Ok(()),
-            Some(_) | None => Err(mismatch()),
+            (_, Some(pinned)) if pinned != *subject => Ok(()),
+            _ => Err(mismatch()),
         }
     }
 
-    pub(super) async fn pinned(&self, key: &TokenKey) -> Result<Option<(Revision, Subject)>> {
+    /// What stands there, and whom it names, if that can be told.
+    pub(super) async fn pinned(&self, key: &TokenKey) -> Result<(Expected, Option<Subject>)> {
         let record = self.0.store.load(key).await.map_err(|error| noted(key, error))?;
-        match record {
-            Some(record) => {
-                self.open(key, &record)?;
-                Ok(Some((record.revision, record.metadata.subject)))
-            }
-            None => Ok(None),
+        let Some(record) = record else {
+            return Ok((Expected::Absent, None));
+        };
+        let expected = Expected::At(record.revision);
+        if self.is_lost(&record) {
+            return Ok((expected, None));
         }
+        self.open(key, &record)?;
+        Ok((expected, Some(record.metadata.subject)))
     }
 
     /// Writes one row of a pin and says whether what stood there was as expected.

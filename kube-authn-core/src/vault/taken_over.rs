@@ -22,13 +22,14 @@ impl TokenVault {
         self.save_pin(&key, &name, Expected::Absent).await.map(drop)
     }
 
-    /// Whether that was noted of this user and issuer.
+    /// Whether that was noted of this user and issuer. A note whose key is lost says so too: it is there.
     ///
     /// # Errors
     /// As [`TokenVault::load`].
     pub async fn was_taken_over(&self, principal: &EntityRef, issuer: &Issuer) -> Result<bool> {
         refuse_reserved(principal)?;
         let key = pin_key(TAKEN_OVER, issuer, principal.as_str())?;
-        Ok(self.pinned(&key).await?.is_some())
+        let (stands, _) = self.pinned(&key).await?;
+        Ok(stands != Expected::Absent)
     }
 }
