@@ -48,7 +48,7 @@ pub(super) fn read(block: &ConfigValue<'_>, findings: &mut Findings) -> Vec<Encr
     keys
 }
 
-/// The ids of keys that are lost for good. What else is wrong with the block is told by [`read`].
+/// The ids of keys that are lost for good, and so not configured. What else is wrong with the block is told by [`read`].
 pub(super) fn lost(block: &ConfigValue<'_>, findings: &mut Findings) -> Vec<KeyId> {
     if !matches!(block.optional_object(), Ok(Some(_))) {
         return Vec::new();
@@ -58,8 +58,21 @@ pub(super) fn lost(block: &ConfigValue<'_>, findings: &mut Findings) -> Vec<KeyI
         .keep(place.optional_strings())
         .flatten()
         .unwrap_or_default();
+    let keys = block.child("keys");
+    let is_configured = |name: &str| {
+        let mut ids = (0..keys.length()).map(|index| keys.element(index).child("id"));
+        ids.any(|id| id.string().is_ok_and(|id| id == name))
+    };
     let id = |(index, name): (usize, &str)| {
-        KeyId::new(name).map_err(|error| place.element(index).problem(error.to_string()))
+        let place = place.element(index);
+        let id = KeyId::new(name).map_err(|error| place.problem(error.to_string()))?;
+        match is_configured(name) {
+            true => Err(place.problem(format!(
+                "the key '{id}' is configured under 'keys', so it is not lost: if what its rows were sealed with is, give \
+                 the key under 'keys' another id, else take it out here"
+            ))),
+            false => Ok(id),
+        }
     };
     names
         .into_iter()

@@ -206,6 +206,22 @@ fn mistakes_are_all_told_with_their_keys() {
 }
 
 #[test]
+fn key_is_either_configured_or_lost() {
+    let of = |lost: &str| {
+        format!("kubeAuthn: {{ encryption: {{ keys: [{{ id: k2, key: '${{KEY}}' }}], lost: [{lost}] }} }}")
+    };
+    let (config, _) = read(&of("k1, k0"));
+    let ids: Vec<_> = config.lost_keys.iter().map(KeyId::as_str).collect();
+    assert_eq!(ids, ["k1", "k0"]);
+
+    let told = told(&of("k1, k2"));
+
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].0, "kubeAuthn.encryption.lost[1]");
+    assert!(told[0].1.starts_with("the key 'k2' is configured"), "{told:?}");
+}
+
+#[test]
 fn bad_key_is_told_without_its_bytes() {
     for (keys, key, part) in [
         (
