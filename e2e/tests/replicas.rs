@@ -306,7 +306,7 @@ async fn keys_are_rotated_under_open_streams_and_nobody_notices() {
     let (code, out, _) = replicas.program(&["keys"]).await;
     assert_eq!(code, 0);
     assert!(
-        out.contains("k1          0 rows  unused: can be taken out"),
+        out.contains("k1          0 rows  reads: no row is under it"),
         "{out}"
     );
 

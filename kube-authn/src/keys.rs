@@ -14,8 +14,8 @@ use kube_authn_core::{
 
 use crate::config::{Files, told};
 
-/// Logins and first-use pins are rows alike. A key that protects none can be taken out of kubeAuthn.encryption.keys. Exits
-/// with 1 if a key protects rows and is not configured, or if none of its rows opens.
+/// Logins, first-use pins and the notes of import are rows alike. The first of kubeAuthn.encryption.keys writes. A key that
+/// was the first one can be taken out once no row is under it; one that was just added has none yet. Exits with 1 if a key protects rows and is not configured, or if none of its rows opens.
 #[derive(Debug, Args)]
 pub(crate) struct Keys {
     #[command(flatten)]
@@ -56,7 +56,7 @@ impl Use {
                 "ANOTHER KEY: none of its rows opens, put the one back that had this id"
             }
             (true, ..) => "writes",
-            (_, true, _, 0) => "unused: can be taken out",
+            (_, true, _, 0) => "reads: no row is under it",
             (_, true, ..) => "reads: kube-authn rekey frees it",
             (_, false, true, _) => "lost: its rows count as not there",
             (_, false, false, _) => "NOT CONFIGURED: put it back into kubeAuthn.encryption.keys",

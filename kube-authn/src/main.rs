@@ -39,11 +39,11 @@ enum Command {
     Import(import::Import),
     /// Print a new key for kubeAuthn.encryption.keys
     Keygen(keygen::Keygen),
-    /// Print which encryption key protects how many stored logins
+    /// Print which encryption key protects how many rows of the token store
     Keys(keys::Keys),
     /// List stored logins, or end them
     Logins(logins::Logins),
-    /// Write stored logins anew under the newest encryption key
+    /// Write the rows of the token store anew under the newest encryption key
     Rekey(rekey::Rekey),
     /// Print what the text of a schedule means: its seconds, or its next five times
     Schedule(schedule::Schedule),

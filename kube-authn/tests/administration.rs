@@ -202,6 +202,14 @@ async fn replicas_with_different_rings_log_nobody_out_and_the_old_key_is_retired
         );
     }
 
+    // A key that was just added is used by nobody, and has its turn yet.
+    place.config(&["k2", "k1", "k3"]);
+    let Run(_, out, _) = place.run(&["keys"]);
+    assert!(
+        out.ends_with("\nk3          0 rows  reads: no row is under it\n"),
+        "{out}"
+    );
+
     place.config(&["k2", "k1"]);
     let Run(code, out, _) = place.run(&["keys"]);
     assert_eq!(
