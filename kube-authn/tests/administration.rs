@@ -468,6 +468,15 @@ async fn lost_key_stops_nobody_once_it_is_named() {
         errors.contains("1 rows of lost keys are left") && !errors.contains("record_damaged"),
         "{errors}"
     );
+    let row = (
+        "user:default/alice",
+        forged("alice", ISSUER, FAR),
+        None,
+        "unknown",
+    );
+    portal(&place, &[row]).await;
+    let Run(_, out, errors) = place.run(&[&IMPORT[..], &["--unverified", "--dry-run"]].concat());
+    assert_eq!(out, "1 to be taken over\n", "{errors}");
     vault
         .log_in(&key("alice"), login("alice", at(FAR)))
         .await
