@@ -14,7 +14,7 @@ use crate::config::{Files, told};
 /// Writes every row anew that another key than the first of kubeAuthn.encryption.keys protects, as the configuration given
 /// here has it: it must be the one that the service runs with, and is refused where the store shows that it is not. Nobody is
 /// logged out, and the service goes on meanwhile. Stopped in the middle, it goes on where it was when it is run again. Exits
-/// with 1 if rows are left.
+/// with 1 if rows are left, those of lost keys aside.
 #[derive(Debug, Args)]
 pub(crate) struct Rekey {
     #[command(flatten)]
