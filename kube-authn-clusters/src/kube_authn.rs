@@ -40,7 +40,7 @@ pub enum StoreConfig {
     Memory,
     /// In a SQLite file.
     Sqlite {
-        /// `sqlite://<path>` or `sqlite::memory:`.
+        /// `sqlite://<path>`; without one [`StoreConfig::DEFAULT_URL`].
         url: String,
     },
     /// In a PostgreSQL database.
@@ -55,6 +55,12 @@ pub enum StoreConfig {
         /// Trust for `rediss`.
         ca: CaBundle,
     },
+}
+
+impl StoreConfig {
+    /// Where logins are kept if the configuration does not say: a file in the working directory, beside the program as
+    /// other programs with an embedded database do.
+    pub const DEFAULT_URL: &str = "sqlite://kube-authn.db";
 }
 
 impl KubeAuthnConfig {
@@ -97,7 +103,7 @@ fn store(block: &ConfigValue<'_>, findings: &mut Findings) -> Option<StoreConfig
         .then_some(())?;
     findings.extend(block.unknown_keys(&["type", "url", "caFile"]));
     let (place, url, ca_file) = (block.child("type"), block.child("url"), block.child("caFile"));
-    let kind = findings.keep(place.string())?;
+    let kind = findings.keep(place.optional_string())?.unwrap_or("sqlite");
     if kind != "redis" && !ca_file.is_absent() {
         findings.push(ca_file.problem("only a store of type redis has a caFile"));
     }
@@ -109,7 +115,8 @@ fn store(block: &ConfigValue<'_>, findings: &mut Findings) -> Option<StoreConfig
             Some(StoreConfig::Memory)
         }
         "sqlite" => {
-            let text = findings.keep(url.string())?;
+            let text = findings.keep(url.optional_string())?;
+            let text = text.unwrap_or(StoreConfig::DEFAULT_URL);
             if !text.starts_with("sqlite:") {
                 findings.push(url.problem("expected sqlite://<path of the file>"));
             }

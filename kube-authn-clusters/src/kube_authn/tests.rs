@@ -171,6 +171,21 @@ fn store_and_keys_are_read() {
 }
 
 #[test]
+fn store_without_type_or_url_is_the_file_that_the_documentation_names() {
+    for store in ["{ type: sqlite }", "{}"] {
+        let (config, findings) = read(&format!("kubeAuthn: {{ store: {store} }}"));
+
+        assert_eq!(findings.problems, [], "{store}");
+        let url = StoreConfig::DEFAULT_URL.to_owned();
+        assert_eq!(config.store, Some(StoreConfig::Sqlite { url }), "{store}");
+    }
+    for url in ["''", "7", "'${NOT_SET}'"] {
+        let (_, findings) = read(&format!("kubeAuthn: {{ store: {{ type: sqlite, url: {url} }} }}"));
+        assert_eq!(findings.problems[0].key, "kubeAuthn.store.url", "{url}");
+    }
+}
+
+#[test]
 fn mistakes_are_all_told_with_their_keys() {
     let told = told(
         "kubeAuthn: { stor: 1, callers: [{ type: saml }, { type: oidc, audiense: x }, { type: backstage }, \
