@@ -85,16 +85,34 @@ impl SqliteTokenStore {
     /// `ConfigInvalid` if the URL is none, or the file is no database, has a newer schema, or can't be opened for writing;
     /// the text names the path. `Unavailable` if another process keeps it locked.
     pub async fn open(url: &str) -> Result<Self> {
-        let path = url
-            .strip_prefix("sqlite://")
+        let path = Self::path_of(url)?;
+        Self::open_with(SqliteConnectOptions::new().filename(path)).await
+    }
+
+    /// The path in a URL of a store. Looks at no file.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` if the URL is none.
+    pub fn path_of(url: &str) -> Result<&Path> {
+        url.strip_prefix("sqlite://")
             .filter(|path| !path.is_empty() && !path.contains(['?', '#']) && *path != ":memory:")
+            .map(Path::new)
             .ok_or_else(|| {
                 Error::new(
                     ErrorKind::ConfigInvalid,
                     "not the URL of an SQLite store: expected sqlite://path/to/file.db without parameters",
                 )
-            })?;
-        Self::open_with(SqliteConnectOptions::new().filename(path)).await
+            })
+    }
+
+    /// Whether the file of a URL is there; [`SqliteTokenStore::open`] would make it. Opens and makes nothing.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` if the URL is none, if something else than a file has this path, or if it has no folder; the text
+    /// names the path.
+    pub fn is_there(url: &str) -> Result<bool> {
+        let path = Self::path_of(url)?;
+        is_there(path).map_err(|error| error.opening(path))
     }
 
     /// Opens the file of these options, for settings that the URL has no words for. What the promises of this store rest
@@ -111,6 +129,7 @@ impl SqliteTokenStore {
             ));
         }
         let cannot_open = |error: SqliteError| error.opening(&path);
+        is_there(&path).map_err(cannot_open)?;
         create_private(&path).map_err(|source| cannot_open(SqliteError::File(source)))?;
         let options = options
             .create_if_missing(false)
@@ -290,6 +309,24 @@ impl TokenStore for SqliteTokenStore {
 
     async fn events(&self) -> Result<LoginEvents> {
         events::subscribe(self).await
+    }
+}
+
+/// Whether the file is there. Opens nothing: closing it would drop the locks that this process holds on it.
+#[allow(clippy::disallowed_methods, reason = "the store looks at its own file")]
+fn is_there(path: &Path) -> Result<bool, SqliteError> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => return Ok(true),
+        Ok(_) => return Err(SqliteError::NoFile),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(SqliteError::File(error)),
+        Err(_) => {}
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match std::fs::metadata(folder.unwrap_or(Path::new("."))) {
+        Ok(folder) if folder.is_dir() => Ok(false),
+        Ok(_) => Err(SqliteError::NoFolder),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(SqliteError::NoFolder),
+        Err(error) => Err(SqliteError::File(error)),
     }
 }
 

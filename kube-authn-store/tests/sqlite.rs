@@ -163,11 +163,16 @@ async fn file_that_cannot_be_opened_is_named() {
     std::fs::write(&path, "this is no database, however long it may be".repeat(100)).expect("written");
     let missing_folder = folder.path().join("missing").join("logins.db");
 
-    for path in [path.as_path(), &missing_folder, folder.path()] {
+    for (path, why) in [
+        (path.as_path(), "it is no SQLite database"),
+        (&missing_folder, "its folder is not there"),
+        (folder.path(), "it is a folder"),
+    ] {
         let error = open_url(path).await.expect_err("unusable");
 
         assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{error}");
-        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        let says = format!("{}: {why}", path.display());
+        assert!(error.to_string().contains(&says), "{error}");
     }
     for url in [
         "",
@@ -180,6 +185,38 @@ async fn file_that_cannot_be_opened_is_named() {
         let error = SqliteTokenStore::open(url).await.expect_err("no URL of ours");
         assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{url}");
     }
+}
+
+#[tokio::test]
+async fn lost_note_of_the_schema_is_told_as_that_and_changes_nothing() {
+    for lose in ["DELETE FROM kube_authn_schema", "DROP TABLE kube_authn_schema"] {
+        let (_folder, path) = file();
+        open(&path).await.close().await;
+        let mut sql = connect(&path).await;
+        run(&mut sql, lose).await;
+
+        for _ in 0..2 {
+            let error = open_url(&path).await.expect_err("lost");
+
+            assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{lose}");
+            let text = error.to_string();
+            assert!(
+                text.contains("kube_authn_schema") && !text.contains("writable"),
+                "{text}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn looking_for_a_file_never_makes_it() {
+    let (_folder, path) = file();
+    let url = format!("sqlite://{}", path.display());
+
+    assert!(!SqliteTokenStore::is_there(&url).expect("a folder"));
+    assert!(!path.exists());
+    open(&path).await.close().await;
+    assert!(SqliteTokenStore::is_there(&url).expect("a file"));
 }
 
 #[tokio::test]

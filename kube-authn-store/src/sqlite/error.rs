@@ -6,8 +6,12 @@ use kube_authn_core::{Error, ErrorKind};
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SqliteError {
-    #[error("the file can't be made")]
+    #[error("the file can't be reached or made")]
     File(#[source] std::io::Error),
+    #[error("it is no regular file")]
+    NoFile,
+    #[error("its folder is not there")]
+    NoFolder,
     #[error("SQLite failed")]
     Statement(#[from] sqlx::Error),
 }
@@ -56,8 +60,13 @@ impl SqliteError {
         if let Some(BUSY | LOCKED) = self.code() {
             return self.at(path);
         }
-        let hint = match self.code() {
-            Some(NOT_A_DATABASE | CORRUPT) => "it is no SQLite database, or a corrupt one",
+        let hint = match (&self, self.code()) {
+            (Self::NoFile, _) => "it is a folder, or something else that is no regular file",
+            (Self::NoFolder, _) => "its folder is not there",
+            (_, Some(NOT_A_DATABASE | CORRUPT)) => "it is no SQLite database, or a corrupt one",
+            (_, Some(STATEMENT)) => {
+                "its tables are not what its table kube_authn_schema says: restore it from a backup, or name another file"
+            }
             _ => "its folder must exist, and the file must be readable and writable",
         };
         Error::new(
@@ -81,6 +90,8 @@ impl SqliteError {
 }
 
 // Primary result codes: https://www.sqlite.org/rescode.html
+/// A statement that does not fit the schema; all of ours fit the schema that we made.
+const STATEMENT: u32 = 1;
 const BUSY: u32 = 5;
 const LOCKED: u32 = 6;
 const READ_ONLY: u32 = 8;
