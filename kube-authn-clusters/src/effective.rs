@@ -70,6 +70,7 @@ impl EffectiveConfig {
         };
         effective.require_issuers(config);
         effective.look_at_logins();
+        effective.look_at_keys(config);
         effective
     }
 
@@ -144,19 +145,30 @@ impl EffectiveConfig {
                 ));
             }
         }
-        let key_failed = |problem: &Problem| problem.key.starts_with("kubeAuthn.encryption");
-        if self.uses_cluster_auth()
-            && self.kube_authn.encryption_keys.is_empty()
-            && !self.problems.iter().any(key_failed)
-        {
-            self.warnings.push(
-                "kubeAuthn.encryption.keys is not set: logins cannot be stored, and the service refuses to start; make a \
-                 key with 'kube-authn keygen'"
-                    .to_owned(),
-            );
+    }
+
+    /// Without a key the service refuses to start. Whoever wrote no list of keys may have a vault of their own; whoever
+    /// wrote an empty one has none.
+    fn look_at_keys(&mut self, config: &AppConfig) {
+        let failed = |problem: &Problem| problem.key.starts_with("kubeAuthn.encryption");
+        let has_keys = !self.kube_authn.encryption_keys.is_empty() || self.problems.iter().any(failed);
+        if !self.uses_cluster_auth() || has_keys {
+            return;
+        }
+        let place = config.value("kubeAuthn.encryption.keys");
+        match place.is_absent() {
+            true => self
+                .warnings
+                .push(format!("kubeAuthn.encryption.keys is not set: {NO_KEY}")),
+            false => self
+                .problems
+                .push(place.problem(format!("the list is empty: {NO_KEY}"))),
         }
     }
 }
+
+const NO_KEY: &str =
+    "logins cannot be stored, and the service refuses to start; make a key with 'kube-authn keygen'";
 
 fn place(locator: &CombinedLocator, cluster: &ClusterDetails, problem: Problem) -> Problem {
     let message = format!("Invalid cluster '{}': {}", cluster.name(), problem.message);

@@ -35,8 +35,13 @@ pub(crate) async fn read_effective(config: &AppConfig) -> EffectiveConfig {
     let (outside, problems) = outside::outside(config);
     let mut effective = EffectiveConfig::read_with(config, &outside).await;
     effective.problems.extend(problems);
-    let problem = store::problem(config, effective.kube_authn.store.as_ref());
-    effective.problems.extend(problem);
+    let found = store::problems(config, &effective.kube_authn);
+    for problem in found {
+        let known = effective.problems.iter().any(|known| known.key == problem.key);
+        if !known {
+            effective.problems.push(problem);
+        }
+    }
     effective
 }
 

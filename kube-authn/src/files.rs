@@ -1,4 +1,4 @@
-//! The files that strategies read when they need them, read now.
+//! The files that strategies and the token store read when they need them, looked at now.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -8,10 +8,11 @@ use kube_authn_core::{
 };
 use kube_authn_providers::ClientCertificateProvider;
 
-use crate::assemble::crypto_provider;
+use crate::assemble::{crypto_provider, store};
 
 /// Adds what is wrong with the files that strategies name: one that is absent, unreadable or broken. A service that starts
-/// does not mind, since they may come later and change at any time; whoever checks a configuration wants to know.
+/// does not mind, since they may come later and change at any time; whoever checks a configuration wants to know. Adds
+/// too why the file of the token store could not be opened or made; nothing is made here.
 pub async fn check_files(config: &AppConfig, effective: &mut EffectiveConfig) {
     let mut found = Vec::new();
     for place in secrets(config) {
@@ -21,6 +22,9 @@ pub async fn check_files(config: &AppConfig, effective: &mut EffectiveConfig) {
         found.extend(path(&place).and_then(|path| refuse(&place, is_there(Path::new(path)))));
     }
     found.extend(azure_certificate(config));
+    if effective.uses_cluster_auth() {
+        found.extend(store::file_problem(config, effective.kube_authn.store.as_ref()));
+    }
     #[cfg(feature = "google-service-account")]
     found.extend(google(config, effective).await);
     effective.problems.extend(found);

@@ -754,6 +754,78 @@ kubernetes:
     );
 }
 
+/// A configuration with a cluster that takes logins, this store and these keys.
+fn with_logins(store: &str, keys: &str) -> String {
+    format!(
+        "
+clusterAuth: {{ issuer: 'https://issuer.example.com/', clientId: kubernetes }}
+kubernetes:
+  clusterLocatorMethods:
+    - type: config
+      clusters: [{{ name: a, url: 'https://a.example.com', authProvider: clusterAuth }}]
+kubeAuthn:
+  callers: [{{ type: header, trustedPeers: [127.0.0.1/32], user: X-User }}]
+  store: {store}
+  encryption: {{ keys: {keys} }}
+"
+    )
+}
+
+const ONE_KEY: &str = "[{ id: k1, key: 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=' }]";
+
+/// The one problem of a configuration as `check` tells it, after `serve` refused to start with it too.
+fn told_and_refused(config: &str) -> (Value, String) {
+    let place = Place::new(&[("app-config.yaml", config)]);
+    fs::create_dir(place.path().join("folder")).unwrap();
+    let serve = place.run(&["serve"], &[]);
+    let check = place.run(&["check", "--json"], &[]);
+    let errors = check.json()["errors"].as_array().unwrap().clone();
+    assert_eq!((serve.0, check.0), (Some(1), Some(1)), "{config}{}", serve.2);
+    let [error] = &errors[..] else {
+        panic!("{config}{errors:?}")
+    };
+    assert_eq!(error["file"], "app-config.yaml");
+    let files: Vec<_> = fs::read_dir(place.path()).unwrap().collect();
+    assert_eq!(files.len(), 2, "something was made: {files:?}");
+    (
+        error["key"].clone(),
+        error["message"].as_str().unwrap().to_owned(),
+    )
+}
+
+#[test]
+fn keys_that_serve_would_refuse_are_told_with_their_key() {
+    let same = ONE_KEY.replace(']', ", ") + &ONE_KEY.replace('[', "").replace("k1", "k2");
+    let zeros = ONE_KEY.replace("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8", &"A".repeat(43));
+    for (keys, says) in [
+        (same.as_str(), "encryption key \"k2\" is the same as \"k1\""),
+        (zeros.as_str(), "encryption key \"k1\" is all zeros"),
+        ("[]", "the list is empty"),
+    ] {
+        let (key, message) = told_and_refused(&with_logins("{ type: sqlite }", keys));
+        assert_eq!(key, "kubeAuthn.encryption.keys", "{keys}");
+        assert!(message.contains(says), "{message}");
+    }
+}
+
+#[test]
+fn file_of_a_store_that_serve_could_not_open_is_told_with_its_key() {
+    for (url, says) in [
+        ("sqlite://", "not the URL of an SQLite store"),
+        ("sqlite://:memory:", "not the URL of an SQLite store"),
+        ("sqlite::memory:", "not the URL of an SQLite store"),
+        ("sqlite://x.db?mode=ro", "without parameters"),
+        ("sqlite://nowhere/x.db", "nowhere/x.db: its folder is not there"),
+        ("sqlite://folder", "folder: it is a folder"),
+        ("sqlite://app-config.yaml/x.db", "app-config.yaml/x.db"),
+    ] {
+        let store = format!("{{ type: sqlite, url: '{url}' }}");
+        let (key, message) = told_and_refused(&with_logins(&store, ONE_KEY));
+        assert_eq!(key, "kubeAuthn.store.url", "{url}");
+        assert!(message.contains(says), "{message}");
+    }
+}
+
 /// What strategies read when they need it; a service starts all the same.
 #[test]
 fn files_that_strategies_name_are_looked_at_and_each_bad_one_is_told_with_its_key() {

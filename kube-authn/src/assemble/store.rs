@@ -1,14 +1,26 @@
 //! `kubeAuthn.store`: where logins are kept.
 
-use kube_authn_clusters::{AppConfig, StoreConfig};
+use kube_authn_clusters::{AppConfig, EncryptionKey, KubeAuthnConfig, StoreConfig};
 use kube_authn_core::{CaBundle, Error, ErrorKind, Problem, Result, Secret, TokenVault};
 use kube_authn_store::{KeyRing, MemoryTokenStore, SqliteTokenStore};
 
-/// What is wrong with the setting, as far as it can be told without asking the store.
-pub(super) fn problem(config: &AppConfig, store: Option<&StoreConfig>) -> Option<Problem> {
+/// What is wrong with store and keys, as far as it can be told without asking the store.
+pub(crate) fn problems(config: &AppConfig, block: &KubeAuthnConfig) -> Vec<Problem> {
+    let store = problem(config, block.store.as_ref());
+    store
+        .into_iter()
+        .chain(key_problem(config, &block.encryption_keys))
+        .collect()
+}
+
+fn problem(config: &AppConfig, store: Option<&StoreConfig>) -> Option<Problem> {
     let block = config.value("kubeAuthn.store");
     match store? {
-        StoreConfig::Memory | StoreConfig::Sqlite { .. } => None,
+        StoreConfig::Memory => None,
+        StoreConfig::Sqlite { url } => {
+            let error = SqliteTokenStore::path_of(url).err()?;
+            Some(block.child("url").problem(error.to_string()))
+        }
         StoreConfig::Postgres { url } => {
             let error = validate_postgres(url).err()?;
             Some(block.child("url").problem(error.to_string()))
@@ -21,13 +33,41 @@ pub(super) fn problem(config: &AppConfig, store: Option<&StoreConfig>) -> Option
     }
 }
 
+/// What is wrong with the encryption keys as a ring.
+fn key_problem(config: &AppConfig, keys: &[EncryptionKey]) -> Option<Problem> {
+    // Where there is none, it depends on the clusters whether one is needed.
+    if keys.is_empty() {
+        return None;
+    }
+    let keys = keys.iter().map(|key| (key.id.clone(), key.key.clone()));
+    let error = KeyRing::new(keys.collect()).err()?;
+    let place = config.value("kubeAuthn.encryption.keys");
+    Some(place.problem(error.to_string()))
+}
+
+/// What is wrong with the file of the store: its folder is not there, or it is no file. `None` for a server.
+pub(crate) fn file_problem(config: &AppConfig, store: Option<&StoreConfig>) -> Option<Problem> {
+    let url = sqlite_url(store).filter(|url| SqliteTokenStore::path_of(url).is_ok())?;
+    let error = SqliteTokenStore::is_there(url).err()?;
+    Some(config.value("kubeAuthn.store.url").problem(error.to_string()))
+}
+
+/// The URL of an SQLite file, that of a configuration that names no store included.
+pub(crate) fn sqlite_url(store: Option<&StoreConfig>) -> Option<&str> {
+    match store {
+        None => Some(StoreConfig::DEFAULT_URL),
+        Some(StoreConfig::Sqlite { url }) => Some(url),
+        Some(_) => None,
+    }
+}
+
 /// A vault over the store; without the setting over a file in the working directory.
 pub(crate) async fn vault(store: Option<&StoreConfig>, sealer: KeyRing) -> Result<TokenVault> {
     match store {
         Some(StoreConfig::Memory) => Ok(TokenVault::new(MemoryTokenStore::new(), sealer)),
         Some(StoreConfig::Sqlite { url }) => Ok(TokenVault::new(SqliteTokenStore::open(url).await?, sealer)),
         None => Ok(TokenVault::new(
-            SqliteTokenStore::open(DEFAULT_STORE).await?,
+            SqliteTokenStore::open(StoreConfig::DEFAULT_URL).await?,
             sealer,
         )),
         Some(StoreConfig::Postgres { url }) => postgres(url, sealer).await,
@@ -92,5 +132,3 @@ fn not_in_this_build() -> Error {
 }
 
 const NOT_IN_THIS_BUILD: &str = "this store is not in this build";
-/// Beside the program, as other programs with an embedded database do.
-const DEFAULT_STORE: &str = "sqlite://kube-authn.db";
