@@ -4,6 +4,7 @@ pub(crate) mod address;
 mod connections;
 mod error;
 mod events;
+mod files;
 mod schema;
 
 use std::sync::Arc;
@@ -67,10 +68,11 @@ struct Inner {
 }
 
 impl PostgresTokenStore {
-    /// Whether this is the URL of a store, without connecting: what a check of the configuration asks.
+    /// Whether this is the URL of a store, its certificates and key included, without connecting: what a check of the
+    /// configuration asks.
     ///
     /// # Errors
-    /// `ConfigInvalid` if it is not; the text shows nothing of it.
+    /// `ConfigInvalid` if it is not; the text shows nothing of it but a parameter's name, a host and a file's path.
     pub fn validate(url: &str) -> Result<()> {
         Address::parse(url).map(drop)
     }

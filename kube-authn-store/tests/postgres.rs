@@ -475,19 +475,25 @@ async fn mistakes_in_the_url_are_told_and_no_text_shows_the_password() {
             "refuses the user or the password",
         ),
         (good.replace(database(&good), "missing"), "no such database"),
-        (format!("{good}?sslmode=verify-full"), "no TLS connection"),
+        (
+            format!("{good}?sslmode=verify-full"),
+            "it has no TLS, and sslmode asks for it",
+        ),
         (format!("{good}?options[search_path]=missing"), "no schema"),
-        (format!("{good}?pasword={}", Postgres::PASSWORD), "parameter"),
+        (
+            format!("{good}?pasword={}", Postgres::PASSWORD),
+            "does not know: pasword",
+        ),
         (
             format!("{good}?sslmode={}", Postgres::PASSWORD),
-            "expected postgres://",
+            "sslmode must be one of",
         ),
         (
             format!("postgres://u:{}@h:port/d", Postgres::PASSWORD),
             "expected postgres://",
         ),
         (format!("mysql://u:{}@h/d", Postgres::PASSWORD), "begin with"),
-        (format!("{good}?host={long}&sslmode=x"), "expected postgres://"),
+        (format!("{good}?host={long}&sslmode=x"), "sslmode must be one of"),
     ];
 
     for (url, text) in wrong {
@@ -527,7 +533,25 @@ async fn server_of_another_ca_is_refused_and_the_right_one_is_reached_over_tls()
             .await
             .expect_err(mode);
         assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{mode}: {error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("an authority that sslrootcert does not hold"),
+            "{text}"
+        );
     }
+    let elsewhere = url.replace("127.0.0.1", "localhost");
+    let error = PostgresTokenStore::open(&format!("{elsewhere}?sslmode=verify-full&sslrootcert={right}"))
+        .await
+        .expect_err("another name");
+    assert!(error.to_string().contains("is for another name"), "{error}");
+    let error = PostgresTokenStore::open(&format!("{url}?sslmode=verify-full&sslrootcert=/nowhere.pem"))
+        .await
+        .expect_err("no file");
+    assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{error}");
+    assert!(
+        error.to_string().contains("/nowhere.pem of sslrootcert"),
+        "{error}"
+    );
 }
 
 /// Whether each connection of a store is.

@@ -826,6 +826,30 @@ fn file_of_a_store_that_serve_could_not_open_is_told_with_its_key() {
     }
 }
 
+#[test]
+fn url_of_a_server_that_serve_would_refuse_is_told_with_its_key() {
+    for (url, says) in [
+        (
+            "postgres://u:canary@db/d?sslmode=verify-full&sslrootcert=/nope.pem",
+            "cannot use the file /nope.pem of sslrootcert: No such file",
+        ),
+        (
+            "postgres://u:canary@db/d?sslmode=verify-full&sslrootcert=app-config.yaml",
+            "cannot use the file app-config.yaml of sslrootcert: the CA holds no PEM block",
+        ),
+        ("postgres://u:canary@db/d?sslmode=bogus", "sslmode must be one of"),
+        (
+            "postgres://u:canary@db/?sslmode=verify-full",
+            "it names no database",
+        ),
+    ] {
+        let store = format!("{{ type: postgres, url: '{url}' }}");
+        let (key, message) = told_and_refused(&with_logins(&store, ONE_KEY));
+        assert_eq!(key, "kubeAuthn.store.url", "{url}");
+        assert!(message.contains(says) && !message.contains("canary"), "{message}");
+    }
+}
+
 /// What strategies read when they need it; a service starts all the same.
 #[test]
 fn files_that_strategies_name_are_looked_at_and_each_bad_one_is_told_with_its_key() {

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, io, time::Duration};
 
 use kube_authn_core::{Error, ErrorKind};
+use rustls::CertificateError;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PostgresError {
@@ -125,7 +126,10 @@ impl PostgresError {
             ),
             Self::Refused { .. } | Self::Connection(_) | Self::Closed => (
                 ErrorKind::Unavailable,
-                format!("the token store {place} does not answer: look at the server and its log"),
+                format!(
+                    "the token store {place} does not answer{}: look at the server and its log",
+                    self.cause()
+                ),
             ),
         };
         Error::new(kind, message)
@@ -146,13 +150,54 @@ impl PostgresError {
             Self::Refused { .. } => {
                 "its user may not make the tables: grant what docs/configuration.md names"
             }
-            _ => "no TLS connection as sslmode and sslrootcert ask for it",
+            _ => self.tls_hint(),
         };
         Error::new(
             ErrorKind::ConfigInvalid,
             format!("can't open the token store {place}: {hint} (kubeAuthn.store.url)"),
         )
         .with_source(self)
+    }
+}
+
+impl PostgresError {
+    /// Why there is no TLS connection as the URL asks for it.
+    fn tls_hint(&self) -> &'static str {
+        let rustls = match self {
+            // The driver has no other word for it.
+            Self::Connection(sqlx::Error::Tls(error))
+                if error.to_string().contains("does not support TLS") =>
+            {
+                return "it has no TLS, and sslmode asks for it";
+            }
+            Self::Connection(sqlx::Error::Io(error)) => error
+                .get_ref()
+                .and_then(|error| error.downcast_ref::<rustls::Error>()),
+            _ => None,
+        };
+        match rustls {
+            Some(rustls::Error::InvalidCertificate(cause)) => match cause {
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                    "its certificate is signed by an authority that sslrootcert does not hold"
+                }
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                    "its certificate is for another name than the host of the URL"
+                }
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                    "its certificate has expired"
+                }
+                _ => "its certificate is not acceptable",
+            },
+            _ => "no TLS connection as sslmode and sslrootcert ask for it",
+        }
+    }
+
+    /// What the operating system said of the connection, in brackets.
+    fn cause(&self) -> String {
+        match self {
+            Self::Connection(sqlx::Error::Io(error)) => format!(" ({})", error.kind()),
+            _ => String::new(),
+        }
     }
 }
 
