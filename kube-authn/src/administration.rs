@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kube_authn_clusters::{AppConfig, KubeAuthnConfig, StoreConfig};
+use kube_authn_clusters::{AppConfig, InvalidConfig, KubeAuthnConfig, StoreConfig};
 use kube_authn_core::{Error, ErrorKind, KeyId, KeyRows, Result, Sealer, Secret, TokenVault, async_trait};
 use kube_authn_store::{KeyProvider, KeyRing};
 
@@ -20,13 +20,36 @@ pub struct Administration {
 }
 
 impl Administration {
-    /// Opens the store of a configuration.
+    /// Opens the store of a configuration. An SQLite file must be there: whoever looks after one that is not looks into
+    /// the wrong folder.
     ///
     /// # Errors
-    /// `ConfigInvalid` with all problems of the block, if there is no key, or if the store is of type `memory` or cannot be
-    /// opened; `Unavailable` or `Timeout` if the store's file is locked.
+    /// `ConfigInvalid` with all problems of the block, if there is no key, or if the store is of type `memory`, has no file
+    /// or cannot be opened; `Unavailable` or `Timeout` if the store's file is locked.
     pub async fn open(config: &AppConfig) -> Result<Self> {
+        Self::of_config(config, false).await
+    }
+
+    /// As [`Administration::open`], and makes an SQLite file that is not there, as the service does.
+    ///
+    /// # Errors
+    /// As [`Administration::open`].
+    pub async fn open_or_make(config: &AppConfig) -> Result<Self> {
+        Self::of_config(config, true).await
+    }
+
+    async fn of_config(config: &AppConfig, may_make: bool) -> Result<Self> {
         let block = KubeAuthnConfig::of(config)?;
+        let mut problems = store::problems(config, &block);
+        if problems.is_empty() {
+            problems.extend(match may_make {
+                true => store::file_problem(config, block.store.as_ref()),
+                false => store::missing_file(config, block.store.as_ref()),
+            });
+        }
+        if !problems.is_empty() {
+            return Err(InvalidConfig::new(problems).into());
+        }
         if block.store == Some(StoreConfig::Memory) {
             return Err(Error::new(
                 ErrorKind::ConfigInvalid,

@@ -62,8 +62,17 @@ impl Files {
 
     /// The configuration and its stored logins. What is wrong was told on standard error.
     pub(crate) async fn administration(&self) -> Result<(AppConfig, Administration), ExitCode> {
+        self.opened(false).await
+    }
+
+    /// As [`Files::administration`], for whoever may make the store.
+    pub(crate) async fn opened(&self, may_make: bool) -> Result<(AppConfig, Administration), ExitCode> {
         let config = AppConfig::load(&self.paths()).map_err(|invalid| told(&invalid.into()))?;
-        match Administration::open(&config).await {
+        let opened = match may_make {
+            true => Administration::open_or_make(&config).await,
+            false => Administration::open(&config).await,
+        };
+        match opened {
             Ok(administration) => Ok((config, administration)),
             Err(error) => Err(told(&error)),
         }

@@ -88,7 +88,7 @@ impl Stop {
 
 impl Import {
     pub(crate) async fn run(&self) -> ExitCode {
-        let (config, administration) = match self.files.administration().await {
+        let (config, administration) = match self.files.opened(!self.dry_run).await {
             Ok(opened) => opened,
             Err(code) => return code,
         };

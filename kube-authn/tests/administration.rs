@@ -94,11 +94,14 @@ impl Place {
     /// The store of the configuration that stands there.
     async fn opened(&self) -> TokenVault {
         let config = AppConfig::load(&[self.path().join("app-config.yaml")]).unwrap();
-        Administration::open(&config).await.unwrap().vault
+        Administration::open_or_make(&config).await.unwrap().vault
     }
 
     async fn vault(&self, keys: &[&str]) -> TokenVault {
-        Administration::open(&self.config(keys)).await.unwrap().vault
+        Administration::open_or_make(&self.config(keys))
+            .await
+            .unwrap()
+            .vault
     }
 
     async fn serve(&self, keys: &[&str]) -> Result<Service> {
@@ -375,7 +378,7 @@ async fn connect_tells_which_key_protects_how_many_rows_and_which_one_is_missing
     let file = place.path().join("store.db");
     place.config(&["k1"]);
     let Run(_, out, _) = place.run(&["check", "--connect"]);
-    assert!(!out.contains("store  ") && !file.exists(), "{out}");
+    assert!(out.contains("store.db: no such file yet") && !file.exists(), "{out}");
     let vault = place.vault(&["k1"]).await;
     vault
         .log_in(&key("alice"), login("alice", at(FAR)))
@@ -957,6 +960,48 @@ async fn purge_deletes_what_ended_long_ago_and_keeps_the_rest() {
     let left: Vec<_> = vault.logins(None, 10).await.unwrap();
     let names: Vec<_> = left.iter().map(|login| login.key.principal.name()).collect();
     assert_eq!(names, ["lately", "usable"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn command_that_only_looks_never_makes_a_store() {
+    let place = Place::new();
+    place.config(&["k1"]);
+    portal(&place, &[]).await;
+    let import = [
+        "import",
+        "--unverified",
+        "--dry-run",
+        "--from",
+        "sqlite://portal.db",
+    ];
+    let commands: [&[&str]; 6] = [
+        &["keys"],
+        &["rekey"],
+        &["rekey", "--dry-run"],
+        &["logins", "list"],
+        &["logins", "end", "--user", "user:default/alice"],
+        &import,
+    ];
+    for command in commands {
+        let run = place.run(command);
+
+        assert_eq!((run.0, run.1.as_str()), (Some(1), ""), "{command:?}: {}", run.2);
+        for part in ["kubeAuthn.store.url", "store.db: no such file"] {
+            assert!(run.2.contains(part), "{command:?}: {}", run.2);
+        }
+        assert!(!place.path().join("store.db").exists(), "{command:?}");
+    }
+    let run = place.run(&["check", "--connect"]);
+    assert!(
+        run.1.contains("\nstore     ") && run.1.contains("store.db: no such file yet"),
+        "{}",
+        run.1
+    );
+    assert!(!place.path().join("store.db").exists());
+
+    let run = place.run(&["import", "--unverified", "--from", "sqlite://portal.db"]);
+    assert_eq!(run.0, Some(0), "{}", run.2);
+    assert_eq!(place.run(&["keys"]).0, Some(0));
 }
 
 #[tokio::test]

@@ -52,8 +52,21 @@ pub(crate) fn file_problem(config: &AppConfig, store: Option<&StoreConfig>) -> O
     Some(config.value("kubeAuthn.store.url").problem(error.to_string()))
 }
 
+/// As [`file_problem`], for whoever does not make the file: it must be there.
+pub(crate) fn missing_file(config: &AppConfig, store: Option<&StoreConfig>) -> Option<Problem> {
+    let url = sqlite_url(store)?;
+    match (SqliteTokenStore::is_there(url), SqliteTokenStore::path_of(url)) {
+        (Ok(false), Ok(path)) => Some(config.value("kubeAuthn.store.url").problem(format!(
+            "{}: no such file: `kube-authn serve` makes it; a relative path is relative to the working directory",
+            path.display()
+        ))),
+        (Ok(_), _) => None,
+        (Err(_), _) => file_problem(config, store),
+    }
+}
+
 /// The URL of an SQLite file, that of a configuration that names no store included.
-pub(crate) fn sqlite_url(store: Option<&StoreConfig>) -> Option<&str> {
+fn sqlite_url(store: Option<&StoreConfig>) -> Option<&str> {
     match store {
         None => Some(StoreConfig::DEFAULT_URL),
         Some(StoreConfig::Sqlite { url }) => Some(url),

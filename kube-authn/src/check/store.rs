@@ -5,6 +5,7 @@ use std::path::Path;
 use kube_authn::Administration;
 use kube_authn_clusters::{AppConfig, EffectiveConfig, StoreConfig};
 use kube_authn_core::{Result, serde_json::Value};
+use kube_authn_store::SqliteTokenStore;
 use serde::Serialize;
 
 use crate::keys::{Use, lines, uses};
@@ -31,16 +32,28 @@ impl Store {
         if !effective.uses_cluster_auth() || !effective.problems.is_empty() || !has_keys {
             return None;
         }
-        let is_there = match &block.store {
-            Some(StoreConfig::Memory) => false,
-            // To open it would make it.
-            Some(StoreConfig::Sqlite { url }) => Path::new(url.trim_start_matches("sqlite://")).exists(),
-            None => Path::new(DEFAULT_FILE).exists(),
-            Some(_) => true,
+        let url = match &block.store {
+            Some(StoreConfig::Memory) => return None,
+            Some(StoreConfig::Sqlite { url }) => url,
+            None => StoreConfig::DEFAULT_URL,
+            Some(_) => return Some(Self::counted(counted(config).await)),
         };
-        match is_there {
-            true => Some(Self::counted(counted(config).await)),
-            false => None,
+        match (SqliteTokenStore::is_there(url), SqliteTokenStore::path_of(url)) {
+            (Ok(false), Ok(path)) => Some(Self::to_be_made(path)),
+            _ => Some(Self::counted(counted(config).await)),
+        }
+    }
+
+    /// Before the first start that is no mistake.
+    fn to_be_made(path: &Path) -> Self {
+        Self {
+            keys: Vec::new(),
+            error: None,
+            lines: vec![format!(
+                "{}: no such file yet: the first start of serve makes it",
+                path.display()
+            )],
+            is_wrong: false,
         }
     }
 
@@ -70,6 +83,3 @@ impl Store {
 async fn counted(config: &AppConfig) -> Result<Vec<Use>> {
     uses(&Administration::open(config).await?).await
 }
-
-/// Where logins are kept without `kubeAuthn.store`.
-const DEFAULT_FILE: &str = "kube-authn.db";
