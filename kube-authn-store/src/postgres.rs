@@ -94,6 +94,15 @@ impl PostgresTokenStore {
         Self::start(Address::parse(url)?).await
     }
 
+    /// As [`PostgresTokenStore::open`], for whoever has no use for a store that comes later.
+    ///
+    /// # Errors
+    /// As [`PostgresTokenStore::open`], and `Unavailable` or `Timeout` if the server does not answer.
+    pub async fn connect(url: &str) -> Result<Self> {
+        let (store, outage) = Self::reached(Address::parse(url)?).await?;
+        outage.map_or(Ok(store), Err)
+    }
+
     /// Opens the database of these options, for settings that the URL has no words for.
     ///
     /// # Errors
@@ -103,6 +112,18 @@ impl PostgresTokenStore {
     }
 
     async fn start(address: Address) -> Result<Self> {
+        let (store, outage) = Self::reached(address).await?;
+        if let Some(error) = outage {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "starting without the token store"
+            );
+        }
+        Ok(store)
+    }
+
+    /// A store, and why it does not answer if it does not.
+    async fn reached(address: Address) -> Result<(Self, Option<Error>)> {
         if let Some(server) = address.unverified() {
             tracing::warn!(
                 "the token store's server {server} is not verified: add sslmode=verify-full and sslrootcert to \
@@ -123,13 +144,10 @@ impl PostgresTokenStore {
             }
             Err(Failed::Server(error)) => {
                 let error = store.failed(error);
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "starting without the token store"
-                );
+                return Ok((store, Some(error)));
             }
         }
-        Ok(store)
+        Ok((store, None))
     }
 
     /// Closes all connections of this store and its clones; every call after that is `Unavailable`.

@@ -122,6 +122,27 @@ impl RedisTokenStore {
     /// # Errors
     /// As [`RedisTokenStore::open`]; also `ConfigInvalid` if the CA cannot be used.
     pub async fn open_with(options: RedisOptions) -> Result<Self> {
+        let (store, outage) = Self::reached(options).await?;
+        if let Some(error) = outage {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "starting without the token store"
+            );
+        }
+        Ok(store)
+    }
+
+    /// As [`RedisTokenStore::open_with`], for whoever has no use for a store that comes later.
+    ///
+    /// # Errors
+    /// As [`RedisTokenStore::open_with`], and `Unavailable` or `Timeout` if Redis does not answer.
+    pub async fn connect_with(options: RedisOptions) -> Result<Self> {
+        let (store, outage) = Self::reached(options).await?;
+        outage.map_or(Ok(store), Err)
+    }
+
+    /// A store, and why it does not answer if it does not.
+    async fn reached(options: RedisOptions) -> Result<(Self, Option<Error>)> {
         if options.is_readable_on_the_way() {
             tracing::warn!(
                 store = %options,
@@ -140,13 +161,10 @@ impl RedisTokenStore {
             }
             Err(failure) => {
                 let error = failure.at(store.0.link.place());
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "starting without the token store"
-                );
+                return Ok((store, Some(error)));
             }
         }
-        Ok(store)
+        Ok((store, None))
     }
 
     /// Closes the connections of this store and its clones; every call after that is `Unavailable`.

@@ -25,7 +25,7 @@ impl Administration {
     ///
     /// # Errors
     /// `ConfigInvalid` with all problems of the block, if there is no key, or if the store is of type `memory`, has no file
-    /// or cannot be opened; `Unavailable` or `Timeout` if the store's file is locked.
+    /// or cannot be opened; `Unavailable` or `Timeout` if the store's file is locked or its server does not answer.
     pub async fn open(config: &AppConfig) -> Result<Self> {
         Self::of_config(config, false).await
     }
@@ -56,13 +56,18 @@ impl Administration {
                 "kubeAuthn.store.type is memory: its logins are in the service's own process, where nobody else can reach them",
             ));
         }
-        Self::of(&block).await
+        Self::of_block(&block, true).await
     }
 
+    /// For a service, which starts without a server that does not answer.
     pub(crate) async fn of(block: &KubeAuthnConfig) -> Result<Self> {
+        Self::of_block(block, false).await
+    }
+
+    async fn of_block(block: &KubeAuthnConfig, must_answer: bool) -> Result<Self> {
         let keys = KeyRing::from_provider(&Configured::of(block)).await?;
         let keys = keys.with_lost(block.lost_keys.clone());
-        let vault = store::vault(block.store.as_ref(), keys.clone()).await?;
+        let vault = store::vault(block.store.as_ref(), keys.clone(), must_answer).await?;
         Ok(Self { vault, keys })
     }
 

@@ -962,6 +962,35 @@ async fn purge_deletes_what_ended_long_ago_and_keeps_the_rest() {
     assert_eq!(names, ["lately", "usable"]);
 }
 
+#[test]
+fn server_that_does_not_answer_is_told_once_with_its_cause() {
+    let place = Place::new();
+    place.config(&["k1"]);
+    let file = place.path().join("app-config.yaml");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    for (kind, url, cause) in [
+        (
+            "postgres",
+            "postgres://portal:canary-7f3a@127.0.0.1:1/d",
+            " (connection refused)",
+        ),
+        ("redis", "redis://:canary-7f3a@127.0.0.1:1/", ""),
+    ] {
+        config["kubeAuthn"]["store"] = json!({ "type": kind, "url": url });
+        place.write(&config);
+
+        let run = place.run(&["keys"]);
+
+        assert_eq!(run.0, Some(1), "{}", run.2);
+        assert_eq!(run.2.lines().count(), 1, "{}", run.2);
+        assert!(
+            run.2.starts_with("kube-authn: ") && run.2.contains(cause),
+            "{}",
+            run.2
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn command_that_only_looks_never_makes_a_store() {
     let place = Place::new();

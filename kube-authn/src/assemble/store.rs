@@ -74,8 +74,13 @@ fn sqlite_url(store: Option<&StoreConfig>) -> Option<&str> {
     }
 }
 
-/// A vault over the store; without the setting over a file in the working directory.
-pub(crate) async fn vault(store: Option<&StoreConfig>, sealer: KeyRing) -> Result<TokenVault> {
+/// A vault over the store; without the setting over a file in the working directory. A server that does not answer is an
+/// error where it `must_answer`.
+pub(crate) async fn vault(
+    store: Option<&StoreConfig>,
+    sealer: KeyRing,
+    must_answer: bool,
+) -> Result<TokenVault> {
     match store {
         Some(StoreConfig::Memory) => Ok(TokenVault::new(MemoryTokenStore::new(), sealer)),
         Some(StoreConfig::Sqlite { url }) => Ok(TokenVault::new(SqliteTokenStore::open(url).await?, sealer)),
@@ -83,15 +88,20 @@ pub(crate) async fn vault(store: Option<&StoreConfig>, sealer: KeyRing) -> Resul
             SqliteTokenStore::open(StoreConfig::DEFAULT_URL).await?,
             sealer,
         )),
-        Some(StoreConfig::Postgres { url }) => postgres(url, sealer).await,
-        Some(StoreConfig::Redis { url, ca }) => redis(url, ca, sealer).await,
+        Some(StoreConfig::Postgres { url }) => postgres(url, sealer, must_answer).await,
+        Some(StoreConfig::Redis { url, ca }) => redis(url, ca, sealer, must_answer).await,
         Some(_) => Err(not_in_this_build()),
     }
 }
 
 #[cfg(feature = "postgres")]
-async fn postgres(url: &Secret, sealer: KeyRing) -> Result<TokenVault> {
-    let store = kube_authn_store::PostgresTokenStore::open(text(url)?).await?;
+async fn postgres(url: &Secret, sealer: KeyRing, must_answer: bool) -> Result<TokenVault> {
+    use kube_authn_store::PostgresTokenStore;
+
+    let store = match must_answer {
+        true => PostgresTokenStore::connect(text(url)?).await?,
+        false => PostgresTokenStore::open(text(url)?).await?,
+    };
     Ok(TokenVault::new(store, sealer))
 }
 
@@ -101,11 +111,16 @@ fn validate_postgres(url: &Secret) -> Result<()> {
 }
 
 #[cfg(feature = "redis")]
-async fn redis(url: &Secret, ca: &CaBundle, sealer: KeyRing) -> Result<TokenVault> {
+async fn redis(url: &Secret, ca: &CaBundle, sealer: KeyRing, must_answer: bool) -> Result<TokenVault> {
+    use kube_authn_store::RedisTokenStore;
+
     let options = kube_authn_store::RedisOptions::parse(text(url)?)?
         .with_ca(ca.clone())
         .with_crypto_provider(super::crypto_provider());
-    let store = kube_authn_store::RedisTokenStore::open_with(options).await?;
+    let store = match must_answer {
+        true => RedisTokenStore::connect_with(options).await?,
+        false => RedisTokenStore::open_with(options).await?,
+    };
     Ok(TokenVault::new(store, sealer))
 }
 
@@ -121,7 +136,7 @@ fn text(url: &Secret) -> Result<&str> {
 }
 
 #[cfg(not(feature = "postgres"))]
-async fn postgres(_url: &Secret, _sealer: KeyRing) -> Result<TokenVault> {
+async fn postgres(_url: &Secret, _sealer: KeyRing, _must_answer: bool) -> Result<TokenVault> {
     Err(not_in_this_build())
 }
 
@@ -131,7 +146,7 @@ fn validate_postgres(_url: &Secret) -> Result<()> {
 }
 
 #[cfg(not(feature = "redis"))]
-async fn redis(_url: &Secret, _ca: &CaBundle, _sealer: KeyRing) -> Result<TokenVault> {
+async fn redis(_url: &Secret, _ca: &CaBundle, _sealer: KeyRing, _must_answer: bool) -> Result<TokenVault> {
     Err(not_in_this_build())
 }
 
