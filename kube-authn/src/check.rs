@@ -78,6 +78,17 @@ struct Mistake {
     message: String,
 }
 
+impl Report {
+    /// How many lines tell what somebody has to mend.
+    fn wrong(&self) -> usize {
+        let connections = self.connections.iter().flatten();
+        let failed = connections
+            .filter(|connection| connection.error.is_some())
+            .count();
+        self.errors.len() + failed + self.store.as_ref().map_or(0, |store| store.errors)
+    }
+}
+
 impl Check {
     pub(crate) async fn run(&self) -> ExitCode {
         let report = match AppConfig::load(&self.files.paths()) {
@@ -103,10 +114,7 @@ impl Check {
                 ..Report::default()
             },
         };
-        let failed = |connection: &Connection| connection.error.is_some();
-        let wrong = !report.errors.is_empty()
-            || report.connections.iter().flatten().any(failed)
-            || report.store.as_ref().is_some_and(|store| store.is_wrong);
+        let wrong = report.wrong() > 0;
         let printed = match self.json {
             true => print_json(&report),
             false => print_text(&report),
@@ -285,7 +293,7 @@ fn print_text(report: &Report) -> std::io::Result<()> {
         "{}, {}, {}",
         count(report.clusters.len(), "cluster"),
         count(report.warnings.len(), "warning"),
-        count(report.errors.len(), "error"),
+        count(report.wrong(), "error"),
     )
 }
 

@@ -378,7 +378,12 @@ async fn connect_tells_which_key_protects_how_many_rows_and_which_one_is_missing
     let file = place.path().join("store.db");
     place.config(&["k1"]);
     let Run(_, out, _) = place.run(&["check", "--connect"]);
-    assert!(out.contains("store.db: no such file yet") && !file.exists(), "{out}");
+    assert!(
+        out.contains("store.db: no such file yet") && !file.exists(),
+        "{out}"
+    );
+    // The cluster is out of reach.
+    assert!(out.ends_with("1 cluster, 0 warnings, 1 error\n"), "{out}");
     let vault = place.vault(&["k1"]).await;
     vault
         .log_in(&key("alice"), login("alice", at(FAR)))
@@ -396,6 +401,7 @@ async fn connect_tells_which_key_protects_how_many_rows_and_which_one_is_missing
         bad.contains("store     k1          1 rows  NOT CONFIGURED: put it back"),
         "{bad}"
     );
+    assert!(bad.ends_with("1 cluster, 0 warnings, 2 errors\n"), "{bad}");
     assert_eq!(
         serde_json::from_str::<Value>(&json).unwrap()["store"],
         json!({ "keys": [

@@ -19,9 +19,9 @@ pub(super) struct Store {
     error: Option<String>,
     #[serde(skip)]
     lines: Vec<String>,
-    /// Whether somebody has to act.
+    /// How many of the lines tell what somebody has to mend.
     #[serde(skip)]
-    pub(super) is_wrong: bool,
+    pub(super) errors: usize,
 }
 
 impl Store {
@@ -53,7 +53,7 @@ impl Store {
                 "{}: no such file yet: the first start of serve makes it",
                 path.display()
             )],
-            is_wrong: false,
+            errors: 0,
         }
     }
 
@@ -63,13 +63,13 @@ impl Store {
                 keys: keys.iter().map(Use::json).collect(),
                 error: None,
                 lines: lines(&keys).collect(),
-                is_wrong: keys.iter().any(Use::is_missing),
+                errors: keys.iter().filter(|key| key.is_missing()).count(),
             },
             Err(error) => Self {
                 keys: Vec::new(),
                 error: Some(error.to_string()),
                 lines: vec![format!("FAILED: {error}")],
-                is_wrong: true,
+                errors: 1,
             },
         }
     }
