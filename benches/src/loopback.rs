@@ -1,6 +1,6 @@
 //! An API server's stand-in in a process of its own, and the barest way to it.
 //!
-//! The bench starts itself once more with [`SERVE`]; what the server costs is then no part of the bench's own figures.
+//! The bench starts itself once more with `SERVE`; what the server costs is then no part of the bench's own figures.
 //! It speaks TLS with ALPN, HTTP/2 and HTTP/1.1, and answers every request with a fixed body.
 
 use std::{

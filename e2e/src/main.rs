@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 struct Arguments {
     #[command(subcommand)]
     command: Verb,
-    /// Folder for the socket and the log of the cluster in the background [default: <cache>/kube-authn/cluster]
+    /// Folder for the socket and the log of the cluster in the background [default: `<cache>`/kube-authn/cluster]
     #[arg(long, global = true, value_name = "FOLDER")]
     state: Option<PathBuf>,
 }

@@ -15,8 +15,8 @@ pub(crate) const HELP: &str = "\
 Usage: cargo xtask test [--long] [NAME]
 
 Installs what tests need (the test cluster's programs, cargo-deny), then runs format, clippy,
-deny, each feature alone, unit, conformance, doc and e2e tests. A step that fails doesn't stop
-the next; the end lists them all.
+the documentation, deny, each feature alone, unit, conformance, doc and e2e tests. A step that
+fails doesn't stop the next; the end lists them all.
 
   NAME     only tests whose name contains NAME, and no checks
   --long   the long runs too (kills, soak): hours instead of minutes
@@ -73,6 +73,11 @@ fn checks(report: &mut Report) -> Outcome {
             "-D",
             "warnings",
         ]))
+    });
+    report.step("documentation", || {
+        let mut doc = cargo(&["doc", "--no-deps", "--all-features"]);
+        doc.env("RUSTDOCFLAGS", "-D warnings");
+        status(doc)
     });
     let folder = cache()?.join(format!("cargo-deny-{CARGO_DENY}"));
     let deny = folder.join("bin/cargo-deny");
