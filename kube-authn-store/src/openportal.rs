@@ -13,6 +13,8 @@ use crate::postgres::address::Address;
 pub struct OpenportalTable {
     connection: Connection,
     table: String,
+    /// Table and database, for errors.
+    place: String,
 }
 
 enum Connection {
@@ -47,24 +49,32 @@ impl OpenportalTable {
     /// `ConfigInvalid` if the URL is none of these, holds a password or does not say how a server elsewhere is verified, or if
     /// the table's name is none; `Unavailable` if the database cannot be opened. No text shows the URL's password.
     pub async fn open(url: &str, table: &str) -> Result<Self> {
-        let table = quoted(table)?;
-        let connection = match url.split_once(':') {
+        let (name, table) = (table, quoted(table)?);
+        let (connection, place) = match url.split_once(':') {
             #[cfg(feature = "sqlite")]
             Some(("sqlite", _)) => {
                 let options = sqlx::sqlite::SqliteConnectOptions::from_str(url).map_err(|_| no_url())?;
+                let place = format!("{name} in {}", options.get_filename().display());
                 let connected = options.read_only(true).connect().await;
-                Connection::Sqlite(connected.map_err(|error| failed(&error))?)
+                let connected = connected.map_err(|error| failed(&error, &place))?;
+                (Connection::Sqlite(connected), place)
             }
             #[cfg(feature = "postgres")]
             Some(("postgres" | "postgresql", _)) => {
                 refuse_password(url)?;
                 let address = Address::parse(url)
                     .map_err(|error| Error::new(error.kind(), format!("openportal's database: {error}")))?;
-                Connection::Postgres(connected(&address).await?)
+                let place = format!("{name} in {}", address.place);
+                let connected = connected(&address, &place).await?;
+                (Connection::Postgres(connected), place)
             }
             _ => return Err(no_url()),
         };
-        Ok(Self { connection, table })
+        Ok(Self {
+            connection,
+            table,
+            place,
+        })
     }
 
     /// The next rows behind this user, in the order of users, at most `limit`.
@@ -72,7 +82,7 @@ impl OpenportalTable {
     /// # Errors
     /// `Unavailable` if the database does not answer, or the table is not there or not openportal's.
     pub async fn page(&mut self, after: &str, limit: u16) -> Result<Vec<PlainLogin>> {
-        let table = &self.table;
+        let (table, place) = (&self.table, &self.place);
         // The name is quoted, and consists of letters, digits and underscores.
         let statement = AssertSqlSafe(format!(
             "SELECT user_entity_ref, access_token, id_token, refresh_token, issuer FROM {table} \
@@ -86,8 +96,8 @@ impl OpenportalTable {
                 let rows = query
                     .fetch_all(connection)
                     .await
-                    .map_err(|error| failed(&error))?;
-                rows.iter().map(plain).collect()
+                    .map_err(|error| failed(&error, place))?;
+                rows.iter().map(|row| plain(row, place)).collect()
             }
             #[cfg(feature = "postgres")]
             Connection::Postgres(connection) => {
@@ -95,8 +105,8 @@ impl OpenportalTable {
                 let rows = query
                     .fetch_all(connection)
                     .await
-                    .map_err(|error| failed(&error))?;
-                rows.iter().map(plain).collect()
+                    .map_err(|error| failed(&error, place))?;
+                rows.iter().map(|row| plain(row, place)).collect()
             }
         }
     }
@@ -110,15 +120,16 @@ impl std::fmt::Debug for OpenportalTable {
     }
 }
 
-fn plain<'r, R>(row: &'r R) -> Result<PlainLogin>
+fn plain<'r, R>(row: &'r R, place: &str) -> Result<PlainLogin>
 where
     R: Row,
     &'static str: ColumnIndex<R>,
     String: Decode<'r, R::Database> + Type<R::Database>,
     Option<String>: Decode<'r, R::Database> + Type<R::Database>,
 {
-    let text = |name: &'static str| row.try_get::<String, _>(name).map_err(|error| failed(&error));
-    let refresh_token: Option<String> = row.try_get("refresh_token").map_err(|error| failed(&error))?;
+    let failed = |error| failed(&error, place);
+    let text = |name: &'static str| row.try_get::<String, _>(name).map_err(failed);
+    let refresh_token: Option<String> = row.try_get("refresh_token").map_err(failed)?;
     Ok(PlainLogin {
         user: text("user_entity_ref")?,
         access_token: Secret::new(text("access_token")?),
@@ -130,7 +141,7 @@ where
 
 /// The first server that answers.
 #[cfg(feature = "postgres")]
-async fn connected(address: &Address) -> Result<sqlx::PgConnection> {
+async fn connected(address: &Address, place: &str) -> Result<sqlx::PgConnection> {
     if let Some(server) = address.unverified() {
         tracing::warn!(
             "openportal's server {server} is not verified: add sslmode=verify-full and sslrootcert"
@@ -138,7 +149,7 @@ async fn connected(address: &Address) -> Result<sqlx::PgConnection> {
     }
     let mut outcome = Err(no_url());
     for server in &address.servers {
-        outcome = server.connect().await.map_err(|error| failed(&error));
+        outcome = server.connect().await.map_err(|error| failed(&error, place));
         if outcome.is_ok() {
             break;
         }
@@ -191,20 +202,21 @@ fn no_url() -> Error {
 
 /// Without the details that PostgreSQL sends along: they may hold a row.
 #[derive(Debug, thiserror::Error)]
-#[error("the database said: {0}")]
+#[error("{0}")]
 struct Said(String);
 
-fn failed(source: &sqlx::Error) -> Error {
+fn failed(source: &sqlx::Error, place: &str) -> Error {
     let said = match source {
-        sqlx::Error::Database(error) => Said(error.message().to_owned()),
+        sqlx::Error::Database(error) => Said(format!("the database said: {}", error.message())),
         sqlx::Error::ColumnNotFound(_) | sqlx::Error::ColumnDecode { .. } => {
             Said("a column is not as openportal made it".to_owned())
         }
+        sqlx::Error::Io(error) => Said(format!("the connection failed: {}", error.kind())),
         _ => Said("the connection failed".to_owned()),
     };
     Error::new(
         ErrorKind::Unavailable,
-        format!("cannot read openportal's table: {said}"),
+        format!("cannot read openportal's table {place}: {said}"),
     )
     .with_source(said)
 }

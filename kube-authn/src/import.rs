@@ -59,7 +59,31 @@ fn secret(text: &str) -> Result<Secret, Infallible> {
 #[derive(Debug, Default)]
 struct Outcome {
     taken: u64,
-    skipped: BTreeMap<String, u64>,
+    skipped: BTreeMap<String, Skipped>,
+}
+
+/// The rows that one reason kept out.
+#[derive(Debug, Default)]
+struct Skipped {
+    rows: usize,
+    /// Whose they are, as the table names them: the first ones.
+    users: Vec<String>,
+}
+
+impl Skipped {
+    fn add(&mut self, user: &str) {
+        self.rows += 1;
+        if self.users.len() < NAMED {
+            self.users.push(user.escape_debug().to_string());
+        }
+    }
+
+    /// For people: one line for each user, and how many more there are.
+    fn lines(&self) -> impl Iterator<Item = String> {
+        let more = self.rows - self.users.len();
+        let more = (more > 0).then(|| format!("  and {more} more"));
+        self.users.iter().map(|user| format!("  {user}")).chain(more)
+    }
 }
 
 /// What is skipped, and why; or what stops the run.
@@ -105,8 +129,9 @@ impl Import {
                     "taken over"
                 };
                 println!("{} {what}", outcome.taken);
-                for (reason, rows) in &outcome.skipped {
-                    println!("{rows} skipped: {reason}");
+                for (reason, skipped) in &outcome.skipped {
+                    println!("{} skipped: {reason}", skipped.rows);
+                    skipped.lines().for_each(|line| println!("{line}"));
                 }
                 ExitCode::SUCCESS
             }
@@ -133,9 +158,10 @@ impl Import {
             };
             after.clone_from(&last.user);
             for row in page {
+                let user = row.user.clone();
                 match self.take(&verifiers, &identities, vault, row).await {
                     Ok(()) => outcome.taken += 1,
-                    Err(Stop::Skipped(reason)) => *outcome.skipped.entry(reason).or_default() += 1,
+                    Err(Stop::Skipped(reason)) => outcome.skipped.entry(reason).or_default().add(&user),
                     Err(Stop::Failed(error)) => return Err(error),
                 }
             }
@@ -333,5 +359,7 @@ const PINNED: &str = "the user, or the subject of the tokens, is bound to anothe
 const ELSEWHERE: &str = "its tokens are of no login of clusterAuth: another issuer or client, or malformed";
 /// What openportal writes where a token had no issuer.
 const UNKNOWN_ISSUER: &str = "unknown";
+/// Users that are named for each reason: who has many has another way to look at the table.
+const NAMED: usize = 20;
 /// Rows in memory at once, at some four KiB each.
 const PAGE: u16 = 200;

@@ -14,7 +14,7 @@ use super::files;
 pub(crate) struct Address {
     pub(crate) servers: Vec<PgConnectOptions>,
     /// `host:port[,host:port]/database`, for errors.
-    pub(super) place: String,
+    pub(crate) place: String,
 }
 
 impl Address {
