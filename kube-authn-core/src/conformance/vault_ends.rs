@@ -200,9 +200,10 @@ pub async fn gap_ends_what_is_gone_and_keeps_the_rest(fixture: &VaultFixture) {
             login: gone.id(),
         })
         .await;
+    // First, since a new subscriber looks at everything too.
+    puppet.set_unreachable(true);
     ok(fixture.store.delete(&alice()).await);
 
-    puppet.set_unreachable(true);
     puppet.tell(LoginEvent::Gap).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     let unasked = !gone.is_ended();
