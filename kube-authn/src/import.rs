@@ -116,6 +116,10 @@ impl Import {
             Ok(opened) => opened,
             Err(code) => return code,
         };
+        // What is sealed under a key that the service does not have, nobody can use.
+        if let Err(error) = administration.refuse_retired_keys().await {
+            return told(&error);
+        }
         if self.unverified {
             eprintln!(
                 "kube-authn: signatures are not verified: whoever could post tokens to openportal can be anybody"

@@ -297,6 +297,7 @@ async fn key_with_other_bytes_under_an_old_id_is_refused_wherever_rows_are_count
     let Run(keys_code, keys, _) = place.run(&["keys"]);
     let Run(check_code, check, _) = place.run(&["check", "--connect"]);
     let Run(rekey_code, rekey, errors) = place.run(&["rekey"]);
+    let Run(import_code, _, import) = place.run(&["import", "--from", "sqlite://portal.db"]);
     // A new key in front of it changes nothing.
     let behind = place.serve(&["k2", "k1"]).await.unwrap_err();
 
@@ -310,6 +311,11 @@ async fn key_with_other_bytes_under_an_old_id_is_refused_wherever_rows_are_count
         );
     }
     assert_eq!((keys_code, check_code, rekey_code), (Some(1), Some(1), Some(1)));
+    assert_eq!(import_code, Some(1));
+    assert!(
+        import.contains("key \"k1\" of kubeAuthn.encryption.keys is not the one"),
+        "{import}"
+    );
     assert!(keys.starts_with("k1          2 rows  ANOTHER KEY"), "{keys}");
     assert!(
         check.contains("store     k1          2 rows  ANOTHER KEY"),
