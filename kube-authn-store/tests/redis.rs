@@ -650,6 +650,34 @@ async fn wrong_password_is_refused_and_shown_nowhere() {
 }
 
 #[tokio::test]
+async fn url_of_another_kind_of_redis_is_refused_by_name() {
+    let redis = Redis::start();
+    let login = format!("{}:{}", Redis::USER, Redis::PASSWORD);
+    let address = redis.address();
+
+    for (url, told) in [
+        (format!("redis+cluster://{login}@{address}"), "is no cluster"),
+        (
+            format!(
+                "redis+sentinel://{login}@{address}/mymaster?sentinelUser={}&sentinelPassword={}",
+                Redis::USER,
+                Redis::PASSWORD
+            ),
+            "is no sentinel",
+        ),
+        (
+            format!("redis://{login}@{address}/99"),
+            "has no database of this number",
+        ),
+    ] {
+        let error = RedisTokenStore::open(&url).await.expect_err("refused");
+
+        assert_eq!(error.kind(), ErrorKind::ConfigInvalid, "{error}");
+        assert!(error.to_string().contains(told), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn user_with_the_documented_rights_suffices_and_with_less_the_start_is_refused() {
     let redis = Redis::start();
     let rights = format!("on >word ~{{kube-authn}}:* &{{kube-authn}}:* {COMMANDS}");

@@ -43,9 +43,10 @@ impl From<RedisError> for Failure {
             RedisKind::AuthenticationFailed => Self::Refused("WRONGPASS".to_owned()),
             RedisKind::Parse | RedisKind::UnexpectedReturnType => Self::Answer,
             _ => match error.code() {
-                // What a script may not has no code of its own.
-                Some("ERR") if error.detail().is_some_and(is_forbidden) => Self::Refused("NOPERM".to_owned()),
-                Some(code) => Self::Refused(code.to_owned()),
+                Some(code) => {
+                    let named = error.detail().filter(|_| code == "ERR").and_then(code_of);
+                    Self::Refused(named.unwrap_or(code).to_owned())
+                }
                 None => Self::Answer,
             },
         }
@@ -77,7 +78,15 @@ impl Failure {
 
     /// Somebody has to mend the configuration: trying again will not help.
     pub(super) fn is_configuration(&self) -> bool {
-        matches!(self, Self::Layout) || matches!(self.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
+        let codes = [
+            "NOAUTH",
+            "WRONGPASS",
+            "NOPERM",
+            NO_CLUSTER,
+            NO_SENTINEL,
+            NO_DATABASE,
+        ];
+        matches!(self, Self::Layout) || self.code().is_some_and(|code| codes.contains(&code))
     }
 
     pub(super) fn code(&self) -> Option<&str> {
@@ -149,6 +158,9 @@ fn refusal(code: &str) -> &'static str {
         "NOREPLICAS" => "has too few replicas, nothing was written: look at min-replicas-to-write",
         "BUSY" => "is busy with somebody's script: try again",
         "NOAUTH" | "WRONGPASS" => "does not accept the user or the password",
+        NO_CLUSTER => "is no cluster: write redis:// or rediss:// for one server",
+        NO_SENTINEL => "is no sentinel: name the sentinels, or write redis:// or rediss:// for one server",
+        NO_DATABASE => "has no database of this number: look at the path of the URL",
         "NOPERM" => "does not let this user do what the store needs: look at its ACL",
         _ => "refused, nothing was written: look at Redis's log",
     }
@@ -159,12 +171,23 @@ const NEWER: &str =
     "was written by a newer program: upgrade this one, or choose another prefix in kubeAuthn.store.url";
 pub(super) const DAMAGED: &str = "a row of the store is not as it was written: it was changed outside";
 
-fn is_forbidden(detail: &str) -> bool {
-    MAY_NOT.iter().any(|text| detail.contains(text))
+/// A code for what Redis says under `ERR` alone.
+fn code_of(detail: &str) -> Option<&'static str> {
+    let known = WORDS.iter().find(|(words, _)| detail.contains(words));
+    known.map(|(_, code)| *code)
 }
 
 /// Of Redis 7.0, and of what came after it, Valkey included.
-const MAY_NOT: [&str; 2] = ["The user executing the script can't", "ACL failure in script"];
+const WORDS: [(&str, &str); 5] = [
+    ("The user executing the script can't", "NOPERM"),
+    ("ACL failure in script", "NOPERM"),
+    ("cluster support disabled", NO_CLUSTER),
+    ("unknown command 'SENTINEL'", NO_SENTINEL),
+    ("DB index is out of range", NO_DATABASE),
+];
+const NO_CLUSTER: &str = "NOCLUSTER";
+const NO_SENTINEL: &str = "NOSENTINEL";
+const NO_DATABASE: &str = "NODATABASE";
 
 /// When a client should try again.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
