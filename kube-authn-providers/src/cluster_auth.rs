@@ -14,6 +14,7 @@ use self::refresh::Refreshes;
 
 mod exchange;
 mod flight;
+mod forced;
 mod refresh;
 mod spend;
 

@@ -14,7 +14,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use kube_authn_core::{
-    Claim, Credential, Error, ErrorKind, Login, LoginConfig, LoginId, Result, TokenKey, refresh_margin,
+    Claim, Error, ErrorKind, Login, LoginConfig, LoginId, Result, TokenKey, refresh_margin,
 };
 use kube_authn_oidc::LoginVerifier;
 use tokio::{
@@ -48,7 +48,7 @@ pub(super) struct Refresher {
     pub(super) verifier: LoginVerifier,
     calls: Arc<Semaphore>,
     /// For refreshes because an API server refused a token.
-    forced: Arc<Semaphore>,
+    pub(super) forced: Arc<Semaphore>,
 }
 
 impl Refreshes {
@@ -148,7 +148,7 @@ impl Refreshes {
     }
 
     /// What is under way for this login, or came of it.
-    fn known(&self, login: &Login) -> Option<Flight> {
+    pub(super) fn known(&self, login: &Login) -> Option<Flight> {
         let flights = self.flights();
         let known = flights.get(&login.key);
         known
@@ -190,60 +190,18 @@ impl ClusterAuthProvider {
         Ok((refreshed, due_at))
     }
 
-    /// Whether another try differs after an API server refused the token of this login: a refresh is begun or joined, and
-    /// waited for a little. A row that was written less than [`FORCED_PAUSE`] ago, by whichever process, holds the newest
-    /// there is to have: only a refresh that is under way in it is waited for. An API server that refuses everybody gets a
-    /// few places at the issuer and no more.
-    pub(super) async fn refreshed_after(
-        &self,
-        refused: &Credential,
-        config: &LoginConfig,
-        login: Login,
-    ) -> bool {
-        let Some((refreshes, refresher)) = self.refresher(config, &login) else {
-            return false;
-        };
-        let now = self.clock.now();
-        let mark = login.metadata.refreshing.as_ref();
-        let is_under_way = mark.is_some_and(|mark| now < mark.until);
-        if now.duration_since(login.metadata.updated_at) < FORCED_PAUSE && !is_under_way {
-            return false;
-        }
-        let known = refreshes.known(&login).filter(|flight| flight.counts(true));
-        let flight = match known {
-            Some(flight) => flight,
-            None => {
-                let Ok(place) = refresher.forced.clone().try_acquire_owned() else {
-                    return false;
-                };
-                tracing::info!(issuer = %login.key.issuer, "an API server refused the token of a login: it is refreshed");
-                let flight = self.flight(refreshes, refresher, &login, true);
-                let landing = flight.clone();
-                // The refresh may take longer than who waits for it.
-                tokio::spawn(async move {
-                    let _ = landing.landed().await;
-                    drop(place);
-                });
-                flight
-            }
-        };
-        match timeout(FORCED_PATIENCE, flight.landed()).await {
-            Ok(Ok(present)) => config
-                .token_for_cluster(&present.tokens)
-                .is_none_or(|token| !refused.carries(&token.secret)),
-            // Over: the next try says so.
-            _ => login.handle.is_ended(),
-        }
-    }
-
     /// Where this login is refreshed, if it can be.
-    fn refresher(&self, config: &LoginConfig, login: &Login) -> Option<(&Arc<Refreshes>, &Refresher)> {
+    pub(super) fn refresher(
+        &self,
+        config: &LoginConfig,
+        login: &Login,
+    ) -> Option<(&Arc<Refreshes>, &Refresher)> {
         let refreshes = self.refreshes.as_ref().filter(|_| login.metadata.refreshable)?;
         Some((refreshes, refreshes.refresher(config)?))
     }
 
     /// The flight under way for this login, a failure that is still remembered, or a flight that begins now.
-    fn flight(
+    pub(super) fn flight(
         &self,
         refreshes: &Arc<Refreshes>,
         refresher: &Refresher,
@@ -416,11 +374,6 @@ impl fmt::Debug for Refreshes {
 const CALLS_PER_ISSUER: usize = 32;
 /// Failures remembered at least; more are kept only while they count.
 pub(super) const REMEMBERED: usize = 1_024;
-/// Between a write of a login and a refresh because its token was refused: a token that is truly refused costs its issuer
-/// one call a minute.
-const FORCED_PAUSE: SignedDuration = SignedDuration::from_secs(60);
-/// How long a request that was answered with 401 is held for a new token. Most issuers need less than a second.
-const FORCED_PATIENCE: Duration = Duration::from_secs(5);
 /// Of [`CALLS_PER_ISSUER`]: a cluster that refuses all of its users keeps nobody else's refresh waiting.
 const FORCED_PER_ISSUER: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
