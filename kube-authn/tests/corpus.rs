@@ -414,7 +414,9 @@ fn framing_that_reads_two_ways_never_smuggles_a_request() {
         );
         let outcome = stage.send(format!("{head}{SMUGGLED}"));
 
-        let arrived = stage.upstream.take();
+        let mut arrived = stage.upstream.take();
+        // A request above that was cut off may be told of only now.
+        arrived.retain(|request| !request.starts_with("unfinished "));
         assert_eq!(outcome.statuses(), [200, 200], "{lines:?}");
         assert!(
             arrived[0].contains("hello") && arrived[1].starts_with("GET /smuggled HTTP/1.1\r\n"),
