@@ -179,44 +179,6 @@ async fn readiness_is_asked_of_others_once_in_a_while_and_never_waits_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn outage_is_told_once_in_the_log_and_so_is_its_end() {
-    let log = tempfile::NamedTempFile::new().expect("a file");
-    let writer = std::sync::Mutex::new(log.reopen().expect("the file"));
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(writer)
-        .finish();
-    let _log = tracing::subscriber::set_default(subscriber);
-    let answers = Arc::new(AtomicBool::new(true));
-    let store = answers.clone();
-    let router = Health::new()
-        .with_required("store", move || {
-            let answers = store.load(Ordering::SeqCst);
-            let down = || Error::new(ErrorKind::Unavailable, "down");
-            async move { answers.then_some(()).ok_or_else(down) }
-        })
-        .router();
-
-    for answer in [true, false, false, false, true, true] {
-        answers.store(answer, Ordering::SeqCst);
-        tokio::time::advance(Duration::from_secs(6)).await;
-        ask(&router, "/readyz").await;
-    }
-
-    let log = std::io::read_to_string(log).expect("the log");
-    let lines: Vec<_> = log.lines().collect();
-    assert_eq!(lines.len(), 2, "{log}");
-    assert!(
-        lines[0].contains("a readiness check failed check=\"store\" error=down"),
-        "{log}"
-    );
-    assert!(
-        lines[1].contains("a readiness check holds again check=\"store\""),
-        "{log}"
-    );
-}
-
-#[tokio::test(start_paused = true)]
 async fn callers_who_hang_up_never_begin_the_readiness_checks_anew() {
     let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = asked.clone();
