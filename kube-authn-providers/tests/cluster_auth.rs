@@ -627,6 +627,15 @@ async fn log_in_long_ago(world: &World, process: &Process) -> Credential {
     credential
 }
 
+/// What an API server has refused once, by now with a new token.
+async fn refreshed_after_a_refusal(world: &World, process: &Process) -> Credential {
+    let refused = log_in_long_ago(world, process).await;
+    let (_, answer) = world.renewal(json!({}));
+    world.answers(answer);
+    assert!(process.strategy.invalidate(&request(), &refused).await);
+    process.credential().await.expect("a credential")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_token_is_refreshed_once_by_many_callers_of_many_processes() {
     let world = World::new().await;
@@ -657,11 +666,7 @@ async fn refused_token_is_refreshed_once_by_many_callers_of_many_processes() {
 async fn refused_token_costs_one_call_over_all_processes_also_while_the_issuer_is_in_trouble() {
     let world = World::new().await;
     let (here, elsewhere) = (world.process(), world.process());
-    let refused = log_in_long_ago(&world, &here).await;
-    let (_, answer) = world.renewal(json!({}));
-    world.answers(answer);
-    assert!(here.strategy.invalidate(&request(), &refused).await);
-    let refused = here.credential().await.expect("a credential");
+    let refused = refreshed_after_a_refusal(&world, &here).await;
     world.clock.advance_seconds(60);
 
     // Both have read the row before one of them tries: the other one still looks for the issuer then.
@@ -684,12 +689,8 @@ async fn refused_token_costs_one_call_over_all_processes_also_while_the_issuer_i
 async fn token_that_is_truly_refused_never_costs_more_than_one_refresh_a_minute() {
     let world = World::new().await;
     let (here, elsewhere) = (world.process(), world.process());
-    let refused = log_in_long_ago(&world, &here).await;
-    let (_, answer) = world.renewal(json!({}));
-    world.answers(answer);
-    assert!(here.strategy.invalidate(&request(), &refused).await);
+    let renewed = refreshed_after_a_refusal(&world, &here).await;
 
-    let renewed = here.credential().await.expect("a credential");
     for second in 0..59 {
         assert!(!here.strategy.invalidate(&request(), &renewed).await, "{second}");
         assert!(

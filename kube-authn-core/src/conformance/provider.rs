@@ -1,4 +1,5 @@
-//! The contract of [`KubernetesAuthProvider`](crate::KubernetesAuthProvider), one function per line that can be checked from outside.
+//! The contract of [`KubernetesAuthProvider`](crate::KubernetesAuthProvider), one function per line that can be checked from
+//! outside.
 //!
 //! ```
 //! use kube_authn_core::{

@@ -190,12 +190,12 @@ fn read_instant(bytes: &[u8]) -> Option<Timestamp> {
     from_millisecond(i64::from_be_bytes(bytes.try_into().ok()?))
 }
 
-/// As `Timestamp::from_millisecond`, which refuses the last second that a timestamp can hold.
 /// As stores keep it.
 pub(super) fn whole_milliseconds(instant: Timestamp) -> Timestamp {
     from_millisecond(instant.as_millisecond()).unwrap_or(instant)
 }
 
+/// As `Timestamp::from_millisecond`, which refuses the last second that a timestamp can hold.
 fn from_millisecond(millisecond: i64) -> Option<Timestamp> {
     let nanosecond = i32::try_from(millisecond % 1_000).ok()? * 1_000_000;
     Timestamp::new(millisecond / 1_000, nanosecond).ok()

@@ -149,11 +149,7 @@ impl Refreshes {
 
     /// What is under way for this login, or came of it.
     pub(super) fn known(&self, login: &Login) -> Option<Flight> {
-        let flights = self.flights();
-        let known = flights.get(&login.key);
-        known
-            .filter(|flight| flight.login == login.revision.login)
-            .cloned()
+        known_of(&self.flights(), login).cloned()
     }
 
     fn flights(&self) -> std::sync::MutexGuard<'_, HashMap<TokenKey, Flight>> {
@@ -209,9 +205,7 @@ impl ClusterAuthProvider {
         usable: bool,
     ) -> Flight {
         let mut flights = refreshes.flights();
-        let known = flights
-            .get(&login.key)
-            .filter(|flight| flight.login == login.revision.login);
+        let known = known_of(&flights, login);
         if let Some(flight) = known.filter(|flight| flight.counts(usable)) {
             return flight.clone();
         }
@@ -350,6 +344,12 @@ impl Refresher {
             )),
         }
     }
+}
+
+/// A flight of an earlier login under this key counts for nothing.
+fn known_of<'a>(flights: &'a HashMap<TokenKey, Flight>, login: &Login) -> Option<&'a Flight> {
+    let known = flights.get(&login.key);
+    known.filter(|flight| flight.login == login.revision.login)
 }
 
 fn too_short(key: &TokenKey) -> Error {
