@@ -230,10 +230,7 @@ async fn stores_with_different_prefixes_share_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn restart_of_redis_is_unavailable_and_then_over() {
-    let mut redis = Redis::start();
-    let store = open(&redis.url()).await;
-    let vault = TokenVault::new(store.clone(), keys());
-    log_in(&vault, "alice").await;
+    let (mut redis, store, vault) = alice_logged_in().await;
     let before = vault.load(&key("alice")).await.expect("loaded").expect("a login");
     let mut events = store.events().await.expect("events");
 
@@ -323,10 +320,7 @@ async fn demoted_primary_that_lives_on_gets_no_more_writes_of_ours() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn primary_that_is_demoted_in_place_is_never_read_again_until_it_is_one() {
-    let redis = Redis::start();
-    let store = open(&redis.url()).await;
-    let vault = TokenVault::new(store.clone(), keys());
-    log_in(&vault, "alice").await;
+    let (redis, store, _) = alice_logged_in().await;
     let row = store.load(&key("alice")).await.expect("loaded").expect("a row");
     let mut next = row.clone();
     next.revision.number += 1;
@@ -361,10 +355,7 @@ async fn primary_that_is_demoted_in_place_is_never_read_again_until_it_is_one() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_that_a_replica_tells_of_never_ends_a_login() {
-    let redis = Redis::start();
-    let store = open(&redis.url()).await;
-    let vault = TokenVault::new(store.clone(), keys());
-    log_in(&vault, "alice").await;
+    let (redis, store, vault) = alice_logged_in().await;
     let mut admin = Admin::of(&redis).await;
     let row = name(&key("alice"));
     admin.ask::<()>(&[b"DEL", &row]).await;
@@ -381,10 +372,7 @@ async fn damage_that_a_replica_tells_of_never_ends_a_login() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn write_that_a_replica_took_is_never_believed() {
-    let redis = Redis::start();
-    let store = open(&redis.url()).await;
-    let vault = TokenVault::new(store.clone(), keys());
-    log_in(&vault, "alice").await;
+    let (redis, store, vault) = alice_logged_in().await;
 
     redis.run(&["CONFIG", "SET", "replica-read-only", "no"]);
     demote(&redis);
@@ -499,10 +487,7 @@ async fn subscription_that_hears_nothing_of_what_is_told_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_that_may_not_write_is_still_read_over_a_new_connection() {
-    let redis = Redis::start();
-    let store = open(&redis.url()).await;
-    let vault = TokenVault::new(store.clone(), keys());
-    log_in(&vault, "alice").await;
+    let (redis, _, vault) = alice_logged_in().await;
     for (setting, before, hint) in [
         ("maxmemory", "0", "raise maxmemory"),
         ("min-replicas-to-write", "0", "min-replicas-to-write"),
@@ -578,10 +563,7 @@ async fn handed_over_slot_is_followed_without_an_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_that_stalls_costs_a_time_limit_and_no_more() {
-    let redis = Redis::start();
-    let store = open(&redis.url()).await;
-    let vault = TokenVault::new(store.clone(), keys());
-    log_in(&vault, "alice").await;
+    let (redis, store, _) = alice_logged_in().await;
 
     redis.run(&["CLIENT", "PAUSE", "3000", "ALL"]);
     let error = store.load(&key("alice")).await.expect_err("it stalls");
@@ -594,10 +576,7 @@ async fn redis_that_stalls_costs_a_time_limit_and_no_more() {
 
 #[tokio::test]
 async fn full_redis_refuses_a_save_and_leaves_the_row_as_it_was() {
-    let redis = Redis::start();
-    let store = open(&redis.url()).await;
-    let vault = TokenVault::new(store.clone(), keys());
-    log_in(&vault, "alice").await;
+    let (redis, store, _) = alice_logged_in().await;
     let row = store.load(&key("alice")).await.expect("loaded").expect("a row");
     let mut next = row.clone();
     next.revision.number += 1;
@@ -969,6 +948,15 @@ fn name(key: &TokenKey) -> Vec<u8> {
 
 async fn open(url: &str) -> RedisTokenStore {
     RedisTokenStore::open(url).await.expect("a store")
+}
+
+/// A server, a store in it, and a vault that alice has logged in to.
+async fn alice_logged_in() -> (Redis, RedisTokenStore, TokenVault) {
+    let redis = Redis::start();
+    let store = open(&redis.url()).await;
+    let vault = TokenVault::new(store.clone(), keys());
+    log_in(&vault, "alice").await;
+    (redis, store, vault)
 }
 
 async fn vault(redis: &Redis, ring: &KeyRing) -> TokenVault {
