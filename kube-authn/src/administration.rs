@@ -89,29 +89,39 @@ impl Administration {
         refuse_changed(&self.keys.ids(), rows)
     }
 
-    async fn refuse_without(&self, keys: &KeyRing) -> Result<()> {
-        let ids = keys.ids();
-        let mut missing = self.rows(keys).await?;
-        refuse_changed(&ids, &missing)?;
-        missing.retain(|id, _| !ids.contains(id));
-        for (id, key) in missing.iter().filter(|(id, _)| self.keys.is_lost(id)) {
-            tracing::warn!(key = %id, rows = key.rows, "rows of the token store are sealed with a key that is lost");
-        }
-        missing.retain(|id, _| !self.keys.is_lost(id));
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let keys: Vec<_> = missing
+    /// The keys that rows are sealed with and that are neither here nor lost, with how many rows each has; `None` if there
+    /// are none. `rows` is what [`TokenVault::rows_by_key`] gave.
+    pub fn missing_keys(&self, rows: &BTreeMap<KeyId, KeyRows>) -> Option<String> {
+        self.missing_but(&self.keys.ids(), rows)
+    }
+
+    fn missing_but(&self, ids: &[KeyId], rows: &BTreeMap<KeyId, KeyRows>) -> Option<String> {
+        let missing: Vec<_> = rows
             .iter()
+            .filter(|(id, _)| !ids.contains(id) && !self.keys.is_lost(id))
             .map(|(id, key)| format!("\"{id}\" ({} rows)", key.rows))
             .collect();
+        (!missing.is_empty()).then(|| missing.join(", "))
+    }
+
+    async fn refuse_without(&self, keys: &KeyRing) -> Result<()> {
+        let ids = keys.ids();
+        let rows = self.rows(keys).await?;
+        refuse_changed(&ids, &rows)?;
+        for (id, key) in &rows {
+            if !ids.contains(id) && self.keys.is_lost(id) {
+                tracing::warn!(key = %id, rows = key.rows, "rows of the token store are sealed with a key that is lost");
+            }
+        }
+        let Some(missing) = self.missing_but(&ids, &rows) else {
+            return Ok(());
+        };
         Err(Error::new(
             ErrorKind::ConfigInvalid,
             format!(
-                "the token store holds rows sealed with keys that are not in kubeAuthn.encryption.keys: {}: put the key \
-                 back behind the others, and take it out when `kube-authn rekey` has written its rows anew and `kube-authn \
-                 keys` shows none",
-                keys.join(", ")
+                "the token store holds rows sealed with keys that are not in kubeAuthn.encryption.keys: {missing}: put the \
+                 key back behind the others, and take it out when `kube-authn rekey` has written its rows anew and \
+                 `kube-authn keys` shows none"
             ),
         ))
     }

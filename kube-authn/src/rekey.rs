@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 use kube_authn::Administration;
-use kube_authn_core::{Error, ErrorKind, Rekeyed, Result, Sealer, TokenVault};
+use kube_authn_core::{Error, ErrorKind, Rekeyed, Result, TokenVault};
 
 use crate::config::{Files, told};
 
@@ -89,17 +89,11 @@ impl Rekey {
             )));
         }
         let rows = administration.vault.rows_by_key().await?;
-        let unknown: Vec<_> = rows
-            .iter()
-            .filter(|(id, _)| !ids.contains(id) && !administration.keys.is_lost(id))
-            .map(|(id, key)| format!("\"{id}\" ({} rows)", key.rows))
-            .collect();
-        if !unknown.is_empty() {
+        if let Some(missing) = administration.missing_keys(&rows) {
             return Err(refused(&format!(
-                "the token store holds rows under keys that are not in kubeAuthn.encryption.keys here: {}: take the \
+                "the token store holds rows under keys that are not in kubeAuthn.encryption.keys here: {missing}: take the \
                  configuration that the service runs with, or name a key that nobody has any more in \
-                 kubeAuthn.encryption.lost",
-                unknown.join(", ")
+                 kubeAuthn.encryption.lost"
             )));
         }
         if let Err(error) = administration.refuse_changed_keys(&rows) {

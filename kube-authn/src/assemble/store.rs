@@ -81,16 +81,14 @@ pub(crate) async fn vault(
     sealer: KeyRing,
     must_answer: bool,
 ) -> Result<TokenVault> {
+    if let Some(url) = sqlite_url(store) {
+        return Ok(TokenVault::new(SqliteTokenStore::open(url).await?, sealer));
+    }
     match store {
         Some(StoreConfig::Memory) => Ok(TokenVault::new(MemoryTokenStore::new(), sealer)),
-        Some(StoreConfig::Sqlite { url }) => Ok(TokenVault::new(SqliteTokenStore::open(url).await?, sealer)),
-        None => Ok(TokenVault::new(
-            SqliteTokenStore::open(StoreConfig::DEFAULT_URL).await?,
-            sealer,
-        )),
         Some(StoreConfig::Postgres { url }) => postgres(url, sealer, must_answer).await,
         Some(StoreConfig::Redis { url, ca }) => redis(url, ca, sealer, must_answer).await,
-        Some(_) => Err(not_in_this_build()),
+        _ => Err(not_in_this_build()),
     }
 }
 
