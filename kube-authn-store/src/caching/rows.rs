@@ -72,8 +72,12 @@ impl Rows {
         self.young.rows.contains_key(key) || self.old.rows.contains_key(key)
     }
 
-    /// Keeps a row whose load began at that instant, unless it may have changed since.
+    /// Keeps a row whose load began at that instant, unless it may have changed since. Of two loads that found different rows
+    /// nobody can tell which was first, so neither stays: an older row behind a newer one looks like one that was put back.
     pub(super) fn keep(&mut self, key: &TokenKey, record: &TokenRecord, began: u64) {
+        if self.get(key).is_some_and(|kept| kept.revision != record.revision) {
+            self.drop_row(key);
+        }
         if self.open && self.changed[self.shard(key)] <= began && size(key, record) <= self.max_bytes / 2 {
             self.remove(key);
             self.insert(key.clone(), record.clone());

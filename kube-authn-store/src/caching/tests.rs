@@ -197,6 +197,26 @@ async fn own_writes_are_seen_at_once() {
 }
 
 #[tokio::test]
+async fn load_that_found_an_older_row_never_takes_the_place_of_a_newer_one() {
+    let store = following().await;
+    store.inner.held.store(true, Ordering::SeqCst);
+    let early = tokio::spawn({
+        let store = store.clone();
+        async move { number(&store).await }
+    });
+    settled().await;
+
+    // By another process: word of it is still on its way.
+    store.inner.held.store(false, Ordering::SeqCst);
+    store.inner.put(2);
+    assert_eq!(number(&store).await, Some(2));
+    store.inner.go.notify_waiters();
+
+    assert_eq!(early.await.expect("joined"), Some(1));
+    assert_eq!(number(&store).await, Some(2));
+}
+
+#[tokio::test]
 async fn load_that_began_before_a_change_is_never_kept() {
     for own in [true, false] {
         let store = following().await;
